@@ -1,0 +1,389 @@
+"""One guarded call while it runs: what it may touch, where it works on it, and what its commit publishes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .commit import Delete, Replace
+from .conflicts import keep
+from .declaration import Access
+from .exceptions import StaleWrite, UndeclaredWrite
+from .locks import Claim, LockTable, Mode, Owner, Ticket
+from .redirect import CURRENT, Place, check_untouched, leftovers, rewritten, undeclared
+from .resources import Resource, plan
+from .shards import Identity
+from .versions import ABSENT, Change, Known, diff, signature, small_text
+
+if TYPE_CHECKING:
+    from .guard import Guard
+
+__all__ = ["Call", "Wanted"]
+
+Wanted = tuple[Path | None, LockTable, str, Mode]  # home (None: inside a shard), table, key, mode
+
+
+class Call:
+    """One call while it runs: what it may touch, and where. `active` from the grant to the commit."""
+
+    def __init__(
+        self,
+        guard: Guard,
+        identity: Identity,
+        tool: str,
+        accesses: Sequence[Access],
+        arguments: Mapping[str, Any],
+        *,
+        redirect: str = "argument",
+        timeout: float | None = None,
+        loop: int | None = None,
+    ) -> None:
+        self.guard = guard
+        self.identity = identity
+        self.tool = tool
+        self.accesses = accesses
+        self.arguments = arguments
+        self.redirect = redirect
+        self.timeout = guard.timeout if timeout is None else timeout
+        self.active = False
+        outer = CURRENT.get()
+        self.parent: Call | None = outer if outer is not None and outer.active else None
+        inside = self.parent.claim if self.parent is not None else None
+        self.claim: Claim = Claim(Owner(identity.agent, identity.run, tool, loop), inside)
+        self.places: dict[str, Place] = {}
+        self.tickets: dict[tuple[Path | None, str], Ticket] = {}
+        self.names: dict[str, str] = {}  # path of a copy -> the spelling that was asked for
+        self._learned: dict[str, Known] = {}
+        self._folder: Path | None = None
+        self._mutex = threading.Lock()
+        for access in accesses:
+            self._add(access)
+
+    def _add(self, access: Access) -> None:
+        resource = self.guard.resources.resolve(access.name, self.tool)
+        if resource.directory and resource.path is not None and not resource.path.is_dir():
+            raise UndeclaredWrite(
+                f"{self.tool}: the directory {resource.name!r} does not exist under {self.guard.root}. Nothing was "
+                f"applied; create it first, or declare the files themselves.",
+                resource=resource.name,
+                tool=self.tool,
+            )
+        place = self.places.get(resource.key)
+        if place is None:
+            place = Place(resource, access.exclusive, access.kind == "updates", resource.path or Path())
+            self.places[resource.key] = place
+        else:
+            place.exclusive = place.exclusive or access.exclusive
+            place.update = place.update or access.kind == "updates"
+
+    # -- what is locked ---
+
+    def sharded(self, place: Place) -> bool:
+        """Whether this place is a shard's: the resource says so, somebody will join, and no parent call has it."""
+        if place.resource.path is None or self.guard.options(place.resource.name).mode != "shard":
+            return False
+        if self.identity.shard is None:
+            self.guard.warn_unjoined(place.resource.name, self.tool)
+            return False
+        if place.resource.directory:
+            raise UndeclaredWrite(
+                f"{self.tool}: the directory {place.resource.name!r} is in shard mode, which works file by file. "
+                "Declare the files it writes.",
+                resource=place.resource.name,
+                tool=self.tool,
+            )
+        return True
+
+    def locks(self) -> list[Wanted]:
+        """Everything to lock, in order: the resources' own keys first, then those inside this agent's shard."""
+        wanted: list[tuple[Resource, bool]] = []
+        inner: list[tuple[str, Mode]] = []
+        for place in self.places.values():
+            if self.sharded(place):
+                wanted.append((place.resource, False))  # keeps joins out; other agents' shards share it
+                key = f"shard:{self.identity.run}/{self.identity.shard}/{place.resource.key}"
+                inner.append((key, Mode.EXCLUSIVE if place.exclusive else Mode.SHARED))
+            else:
+                wanted.append((place.resource, place.exclusive))
+        found: list[Wanted] = [(home, self.guard.table(home), key, mode) for home, key, mode in plan(wanted)]
+        return found + [(None, self.guard.shard_locks, key, mode) for key, mode in sorted(inner, key=lambda k: k[0])]
+
+    # -- where it works ---
+
+    def settle_places(self) -> None:
+        """Decide for each place where its content is for this call. Called with every lock held."""
+        for place in self.places.values():
+            if place.resource.path is None:
+                continue
+            outer = self._outer(place.resource)
+            if outer is not None:
+                call, found = outer
+                if place.exclusive and not found.in_place:
+                    place.target = call.stage(found)
+                else:
+                    place.target = found.staged or found.target
+            elif self.sharded(place):
+                place.pinned = signature(place.resource.path)
+                if place.exclusive:
+                    _, place.entry = self.guard.shards.fork(self.identity, place.resource)
+                    place.target = place.entry.ours
+                else:
+                    shard = self.guard.shards.current(self.identity)
+                    entry = shard.entries.get(place.resource.key) if shard is not None else None
+                    if entry is not None:
+                        place.target = entry.ours
+                    else:
+                        inherited = self.guard.shards.inherited(self.identity, place.resource.key)
+                        place.target = inherited or place.resource.path
+
+    def _outer(self, resource: Resource) -> tuple[Call, Place] | None:
+        call = self.parent
+        while call is not None:
+            found = call._find(resource) if call.active else None
+            if found is not None and found.exclusive:
+                return call, found
+            call = call.parent
+        return None
+
+    def _find(self, resource: Resource) -> Place | None:
+        place = self.places.get(resource.key)
+        if place is None and resource.path is not None:
+            for other in list(self.places.values()):
+                if other.resource.directory and other.resource.path in resource.path.parents:
+                    # A file beneath a declared directory becomes a place of its own, at its first use.
+                    place = Place(resource, other.exclusive, other.update, resource.path)
+                    self.places[resource.key] = place
+                    break
+        return place
+
+    def stage(self, place: Place, *, copy: bool = True) -> Path:
+        with self._mutex:
+            if self._folder is None:
+                self._folder = self.guard.home.stage_folder()
+            staged = place.stage(self._folder, self.guard.root, copy=copy)
+            self.names.setdefault(str(staged), place.asked or place.resource.name)
+            return staged
+
+    def token(self, resource: Resource) -> int | None:
+        """The fencing token under which this call holds a resource; None when it does not."""
+        ticket = self.tickets.get((resource.home, resource.key))
+        return ticket.token if ticket is not None else None
+
+    def path(self, name: str | os.PathLike[str]) -> Path:
+        """See `agentguard.path`."""
+        resource = self.guard.resources.resolve(name, self.tool)
+        place = self._find(resource)
+        if place is None:
+            outer = self._outer(resource)
+            if outer is not None:
+                return outer[0].path(name)
+            raise undeclared(
+                os.fspath(name), self.tool, self.identity.agent, (p.resource.name for p in self.places.values())
+            )
+        if resource.path is None:
+            raise UndeclaredWrite(
+                f"{resource.name!r} is a key, not a file: it has no path. Use hold.token({resource.name!r}) to fence "
+                "what you write.",
+                resource=resource.name,
+                tool=self.tool,
+            )
+        place.asked = place.asked or os.fspath(name)
+        if not place.exclusive or place.in_place:
+            return place.target
+        return self.stage(place)
+
+    def rewritten_arguments(self) -> dict[str, Any]:
+        """The arguments that lead the tool to its copies; makes those copies."""
+        if self.redirect == "none":
+            return {}
+
+        def place_of(access: Access) -> Path | None:
+            resource = self.guard.resources.resolve(access.name, self.tool)
+            place = self.places[resource.key]
+            if resource.path is None or resource.directory:
+                return None
+            given = self.arguments[access.argument or ""]
+            place.asked = os.fspath(given if access.index is None else given[access.index]) + access.suffix
+            if place.exclusive and not place.in_place:
+                return self.stage(place)
+            # Read where it is; a relative spelling would be looked up in the working directory, not in the root.
+            return place.target if os.path.realpath(place.asked) != str(place.target) else None
+
+        return rewritten(self.accesses, self.arguments, place_of)
+
+    def has_beginning(self) -> bool:
+        """Whether work of more than some system calls comes before the body."""
+        if self.parent is not None or any(access.argument is not None for access in self.accesses):
+            return True
+        identity, knowledge = self.identity, self.guard.knowledge
+        return any(
+            not place.exclusive
+            or (
+                place.resource.path is not None
+                and (knowledge.get(identity.run, identity.agent, key) is not None or self.sharded(place))
+            )
+            for key, place in self.places.items()
+        )
+
+    def has_end(self) -> bool:
+        """Whether something must be checked or published after the body."""
+        return self._folder is not None or any(place.entry is not None for place in self.places.values())
+
+    # -- checks ---
+
+    def check_stale(self) -> None:
+        """Refuse a write that is based on an older version than the current one. Under the exclusive lock."""
+        knowledge, identity = self.guard.knowledge, self.identity
+        for key, place in self.places.items():
+            if not place.exclusive or place.update or place.resource.path is None or place.resource.directory:
+                continue
+            known = knowledge.get(identity.run, identity.agent, key)
+            options = self.guard.options(place.resource.name)
+            must_read = self.guard.config.require_read if options.require_read is None else options.require_read
+            if options.stale == "ignore" or (known is None and not must_read):
+                continue
+            current = self.guard.versions.of(place.target)
+            if known is None:
+                if current != ABSENT:
+                    raise self._stale(place, None, current)
+            elif current != known.version:
+                raise self._stale(place, known, current)
+
+    def _stale(self, place: Place, known: Known | None, current: str) -> StaleWrite:
+        name, identity = place.resource.name, self.identity
+        change = self.guard.knowledge.last_change(place.resource.key)
+        if change is not None and change.version not in (None, current):
+            change = None  # somebody else came after the last writer that we know
+        text = diff(known.text, small_text(place.target)) if known is not None else ""
+        if known is None:
+            what = f"{name} was never read by agent {identity.agent!r}, and it must be (require_read)."
+        else:
+            who = f"agent {change.agent!r} in {change.tool}" if change else "somebody outside this process's guard"
+            when = f" at {_clock(change.at)}" if change else ""
+            what = (
+                f"{name} was changed by {who}{when}, after agent {identity.agent!r} read it at {_clock(known.at)} "
+                f"(version {known.version[:8]}, now {current[:8]})."
+            )
+        shown = f"\nWhat changed:\n{text}" if text else ""
+        return StaleWrite(
+            f"Conflict: {what} Nothing was applied. Read {name} again, then retry {self.tool}.{shown}",
+            resource=name,
+            agent=identity.agent,
+            tool=self.tool,
+            read_version=known.version if known else None,
+            current_version=current,
+            changed_by=f"{change.agent} in {change.tool}" if change else None,
+            changed_at=change.at if change else None,
+            diff=text,
+        )
+
+    def _check_isolation(self) -> None:
+        for place in self.places.values():
+            if place.entry is None or place.staged is not None or place.resource.path is None:
+                continue
+            if signature(place.resource.path) != place.pinned:
+                name = place.resource.name
+                raise UndeclaredWrite(
+                    f"{self.tool} of agent {self.identity.agent!r} wrote to {name} itself, which is in shard "
+                    f"mode: other agents may have seen it before the join. Let it write to path({name!r}), take the path as an "
+                    f'argument, or set mode = "serialize" for {name}.',
+                    resource=name,
+                    tool=self.tool,
+                    agent=self.identity.agent,
+                )
+
+    # -- commit, discard, remember ---
+
+    def commit(self) -> None:
+        """Publish every copy, all or none. Raises before anything is applied, or `InDoubt` after."""
+        if self._folder is None:
+            return
+        extra = leftovers(self._folder, (place.staged for place in self.places.values()))
+        if extra:
+            kept = self._keep("undeclared")
+            names = ", ".join(sorted(os.path.relpath(file, self._folder) for file in extra)[:5])
+            raise UndeclaredWrite(
+                f"{self.tool} of agent {self.identity.agent!r} also wrote {names}, which it does not declare. Nothing "
+                f"was applied; its files are kept in {kept}. Declare what it writes, or let it put temporary files "
+                "elsewhere.",
+                resource=names,
+                tool=self.tool,
+                agent=self.identity.agent,
+                folder=str(kept),
+            )
+        try:
+            check_untouched(self.places.values(), self.tool, self.identity.agent)
+        except StaleWrite as error:
+            error.fields["folder"] = str(self._keep("overtaken"))
+            raise
+        changes: list[Replace | Delete] = []
+        inner: list[Replace | Delete] = []
+        durable = False
+        for key, place in self.places.items():
+            change = place.change()
+            if change is None:
+                continue
+            if self._outer(place.resource) is not None:
+                inner.append(change)  # into the parent call's copy: published, or discarded, with it
+            else:
+                changes.append(change)
+                durable = durable or self.guard.durable(place.resource.name)
+            self._note(key, place, change)
+        if changes:
+            self.guard.home.journal.commit(changes, durable=durable)
+        for change in inner:
+            if isinstance(change, Replace):
+                os.replace(change.source, change.target)
+            else:
+                change.target.unlink(missing_ok=True)
+
+    def _note(self, key: str, place: Place, change: Replace | Delete) -> None:
+        """The agent's own change moves its version along, if it knew the one that it changed."""
+        known = self.guard.knowledge.get(self.identity.run, self.identity.agent, key)
+        if known is None or known.version != self.guard.versions.of(place.target):
+            return
+        if isinstance(change, Replace):
+            version = self.guard.versions.of(change.source)
+            self._learned[key] = Known(version, time.time(), small_text(change.source))
+        else:
+            self._learned[key] = Known(ABSENT, time.time())
+
+    def note_reads(self) -> None:
+        """Remember the versions that this call is about to read. Under the lock."""
+        for key, place in self.places.items():
+            if place.exclusive or place.resource.path is None or place.resource.directory:
+                continue
+            self._learned[key] = Known(self.guard.versions.of(place.target), time.time(), small_text(place.target))
+
+    def remember(self) -> None:
+        """After success: what the agent knows now, and who wrote last."""
+        identity, knowledge = self.identity, self.guard.knowledge
+        learned = self._learned
+        now = time.time()
+        for key, place in self.places.items():
+            if key in learned:
+                knowledge.read(identity.run, identity.agent, key, learned[key])
+            if place.exclusive:
+                version = learned[key].version if key in learned else None
+                knowledge.wrote(key, Change(identity.agent, self.tool, now, version))
+
+    def _keep(self, why: str) -> Path:
+        assert self._folder is not None
+        kept = keep(self.guard.home, self._folder, f"{why}: {self.tool} of agent {self.identity.agent!r}")
+        self._folder = None
+        return kept
+
+    def discard(self) -> None:
+        """Remove what is left of the copies."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+
+def _clock(at: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(at))

@@ -1,0 +1,251 @@
+"""The command line: `agentguard demo | status | recover`.
+
+Exit codes: 0 all is well; 1 a guarded run of the demo lost something; 2 a mistake in what was asked for, or a commit in
+doubt. Frameworks, tables and the configuration are imported by the commands that need them, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import __version__
+from .exceptions import AgentGuardError, ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .config import Config
+    from .guard import Guard
+    from .home import Home
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="agentguard",
+    help="Parallel agents stop losing each other's work.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="The configuration file. Default: the nearest one, searched upward."),
+]
+_Root = Annotated[
+    Path | None, typer.Option("--root", metavar="DIR", help="The folder that the guard works in, instead of a file.")
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
+
+
+def main() -> None:
+    """The command `agentguard`. Errors of ours are one message on standard error and exit code 2."""
+    try:
+        app()
+    except AgentGuardError as error:
+        _complain(str(error))
+        sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the versions and exit.")] = False) -> None:
+    if version:
+        from importlib.metadata import PackageNotFoundError
+        from importlib.metadata import version as version_of
+
+        parts = [f"Python {sys.version.split()[0]}"]
+        for name in ("langgraph", "crewai"):
+            try:
+                parts.append(f"{name} {version_of(name)}")
+            except PackageNotFoundError:
+                parts.append(f"{name} not installed")
+        typer.echo(f"agentguard {__version__} ({', '.join(parts)})")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    framework: Annotated[str, typer.Option(metavar="langgraph|crewai|all", help="Which framework to run.")] = "all",
+    agents: Annotated[int, typer.Option(min=2, max=64, help="Agents that work in parallel.")] = 4,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Updates that each agent makes.")] = 5,
+    asynchronous: Annotated[bool, typer.Option("--async", help="Use the frameworks' async entry points.")] = False,
+    keep: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep what the runs wrote in this new or empty folder.")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """See parallel agents lose work, and lose none with the guard.
+
+    Real graphs and crews with scripted models (no key, no network) update four kinds of shared state on real files:
+    without the guard, serialized, and sharded and merged. Exits with 1 if a guarded run lost or tore anything.
+    """
+    from . import demo_cli
+
+    raise typer.Exit(demo_cli.show(framework, agents, rounds, asynchronous, keep, as_json))
+
+
+@app.command()
+def status(config: _ConfigFile = None, root: _Root = None, as_json: _Json = False) -> None:
+    """Who holds what now, and what was left behind: open shards, kept conflicts, unfinished commits.
+
+    Looks at the disk and changes nothing. Exits with 2 when a commit is in doubt.
+    """
+    from .status import status as look
+
+    settings = _settings(config, root)
+    home = _home(settings)
+    if home is None:
+        if as_json:
+            _print_json({"home": None, "holders": [], "shards": [], "conflicts": [], "pending": []})
+        else:
+            _say(f"No guard has worked in {settings.root} yet: there is no .agentguard folder in it or above it.")
+        return
+    found = look(home)
+    if as_json:
+        _print_json(found.as_dict())
+    else:
+        _say(str(found))
+        _advise(found)
+    raise typer.Exit(2 if found.in_doubt else 0)
+
+
+@app.command()
+def recover(
+    config: _ConfigFile = None,
+    root: _Root = None,
+    join: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Merge the shards that this run left, with the configured rules.")
+    ] = None,
+    drop: Annotated[
+        str | None, typer.Option(metavar="REFERENCE", help="Throw away one shard, by the reference `status` shows.")
+    ] = None,
+) -> None:
+    """Finish what killed processes left: their commits, their copies, and, if you say so, their shards.
+
+    Safe beside processes that work: it never touches what they hold. Shards of a run are joined or dropped only here,
+    by you, or by the run itself when it resumes; do neither while it still runs. Exits with 2 when a commit is in
+    doubt or the run or shard does not exist.
+    """
+    if join is not None and drop is not None:
+        raise typer.BadParameter("give either --join or --drop")
+    settings = _settings(config, root)
+    if _home(settings) is None:
+        _say(f"Nothing to recover: no guard has worked in {settings.root} yet.")
+        if join is not None or drop is not None:
+            raise typer.Exit(2)
+        return
+    from .guard import Guard
+
+    guard = Guard(config=settings)
+    done = guard.recover()
+    if (join is None and drop is None) or done:
+        _say(str(done))
+    if join is not None:
+        _join(guard, join)
+    elif drop is not None:
+        _drop(guard, drop)
+    else:
+        _advise(guard.status())
+    raise typer.Exit(2 if done.in_doubt else 0)
+
+
+def _join(guard: Guard, run: str) -> None:
+    if not guard.shards.of_run(run):
+        known = sorted({shard.identity.run for shard in guard.shards.runs() if shard.entries})
+        listed = f"Runs with open shards: {', '.join(known)}." if known else "No run has an open shard."
+        raise ConfigError(f"no agent of run {run!r} has an open shard under {guard.root}. {listed}", value=run)
+    _say(str(guard.join(run=run)))
+
+
+def _drop(guard: Guard, reference: str) -> None:
+    shard = guard.shards.load(reference)
+    if shard is None:
+        raise ConfigError(
+            f"there is no shard {reference!r} under {guard.root}: it was merged or dropped already. "
+            "`agentguard status` lists the open ones.",
+            value=reference,
+        )
+    names = ", ".join(sorted(entry.resource for entry in shard.entries.values())) or "nothing"
+    guard.shards.drop(shard)
+    _say(f"dropped what {shard.identity.agent} of run {shard.identity.run} wrote: {names}")
+
+
+# -- finding the place -----------------------------------------------------------------------------------------------
+
+
+def _settings(file: Path | None, root: Path | None) -> Config:
+    """The configuration that the options mean. Raises `ConfigError`."""
+    from .config import find_config, load_config, make_config
+
+    if file is not None and root is not None:
+        raise typer.BadParameter("give either --config or --root")
+    if root is None:
+        return load_config(file)
+    plain = make_config(root)
+    found = find_config(plain.root)
+    if found is not None:
+        named = load_config(found)
+        if os.path.realpath(named.root) == os.path.realpath(plain.root):
+            return named
+    return plain
+
+
+def _home(settings: Config) -> Home | None:
+    """The folder of the guards that work there, if there is one: looking must not make it."""
+    from .home import Home
+    from .resources import FOLDER, home_of
+
+    base = home_of(Path(os.path.realpath(settings.root)))
+    return Home(base) if (base / FOLDER).is_dir() else None
+
+
+# -- printing --------------------------------------------------------------------------------------------------------
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, markup=False, soft_wrap=True)
+
+
+def _say(text: str) -> None:
+    from rich.text import Text
+
+    shown = Text()
+    for number, line in enumerate(text.splitlines()):
+        doubtful = "IN DOUBT" in line
+        shown.append("\n" if number else "")
+        shown.append(line, "bold red" if doubtful else "bold" if line.endswith(":") and line[:1].strip() else "")
+    _console().print(shown)
+
+
+def _complain(text: str) -> None:
+    from rich.text import Text
+
+    _console(stderr=True).print(Text.assemble(("Error: ", "bold red"), text))
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _advise(found: Any) -> None:
+    """What a person can do about what `status` shows."""
+    lines: list[str] = []
+    if any(not one.live and one.doubt is None for one in found.pending):
+        lines.append("finish the commits of dead processes:  agentguard recover")
+    if found.shards:
+        lines.append(f"merge what a run that ended has left:  agentguard recover --join {found.shards[0].run}")
+        lines.append(f"or throw one shard away:               agentguard recover --drop {found.shards[0].reference}")
+    if found.in_doubt:
+        lines.append("a commit in doubt is yours to decide: make the named files as they shall be, remove the record")
+    if lines:
+        _say("\n".join(["next:", *(f"  {line}" for line in lines)]))

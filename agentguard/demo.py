@@ -1,0 +1,346 @@
+"""The shared state of the demo: four kinds of it, one naive update of each, and the count of what is left.
+
+The tools that the demo gives to its agents all do what such tools usually do: read the state, think, write all of it
+back. Nothing here knows a framework or a lock; with or without the guard the same lines run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import json
+import re
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .redirect import path
+
+__all__ = [
+    "KINDS",
+    "MODES",
+    "Gate",
+    "Kind",
+    "Outcome",
+    "aapply",
+    "agent_names",
+    "apply",
+    "count",
+    "kind_of",
+    "seed",
+    "settings",
+]
+
+MODES = ("off", "serialize", "shard")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of shared state."""
+
+    name: str
+    title: str
+    file: str  # under the root
+    resource: str  # what a tool declares as `updates`
+    shardable: bool
+
+
+_ALL = {
+    kind.name: kind
+    for kind in (
+        Kind("json", "JSON store", "findings.json", "findings.json", True),
+        Kind("log", "JSONL log", "events.jsonl", "events.jsonl", True),
+        Kind("report", "Markdown report", "report.md", "report.md", True),
+        Kind("rows", "SQLite row", "board.sqlite3", "db:board/findings", False),
+    )
+}
+KINDS = tuple(_ALL)
+
+_START: dict[str, Any] = {"total": 0, "findings": []}
+_REPORT = "# Report\n\n## Findings\n\n## Sources\n\n- the agents of this demo\n"
+_END = "\n## Sources\n"
+_BULLET = re.compile(r"- #(\d+) by (.+): something worth keeping")
+
+
+def kind_of(name: str) -> Kind:
+    """The kind called `name`, one of `KINDS`. Raises ValueError for another word."""
+    if name not in _ALL:
+        raise ValueError(f"no kind of state is called {name!r}; there are {', '.join(KINDS)}")
+    return _ALL[name]
+
+
+def settings(mode: str) -> dict[str, Any]:
+    """What `Guard(root=folder, **settings(mode))` needs for the four kinds in "serialize" or "shard" mode."""
+    if mode not in MODES[1:]:
+        raise ValueError(f"the guard has no mode {mode!r}; there are {', '.join(MODES[1:])}")
+    return {
+        "resources": {
+            "findings.json": {"mode": mode, "paths": {"/total": "counter"}},
+            "events.jsonl": {"mode": mode},
+            "report.md": {"mode": mode, "merge": "union"},
+        }
+    }
+
+
+def agent_names(agents: int) -> tuple[str, ...]:
+    """Names for the demo's agents; their order is the order of merging."""
+    return tuple(f"agent-{number:02d}" for number in range(1, agents + 1))
+
+
+# -- one update ----------------------------------------------------------------------------------------------------
+
+
+def apply(kind: str, agent: str, n: int, folder: Path, pause: Callable[[], None]) -> str:
+    """The `n`-th update of `agent`, as a naive tool does it: read, think (`pause()`), write everything back.
+
+    `folder` is the root of the guard, if there is one. Returns the tool's answer to its model.
+    """
+    steps = _UPDATES[kind_of(kind).name](agent, n, folder)
+    next(steps)
+    pause()
+    return _last(steps)
+
+
+async def aapply(kind: str, agent: str, n: int, folder: Path, pause: Callable[[], Awaitable[None]]) -> str:
+    """The same for an async tool: it awaits where it thinks (`Gate.wait`)."""
+    steps = _UPDATES[kind_of(kind).name](agent, n, folder)
+    next(steps)
+    await pause()
+    return _last(steps)
+
+
+def _last(steps: Generator[None, None, str]) -> str:
+    try:
+        next(steps)
+    except StopIteration as done:
+        return str(done.value)
+    raise RuntimeError("an update thinks once")
+
+
+def _update_json(agent: str, n: int, folder: Path) -> Generator[None, None, str]:
+    file = path(folder / "findings.json")
+    state = _loaded(file.read_text(encoding="utf-8"))
+    yield
+    state["findings"].append(_mark(agent, n))
+    state["total"] += 1
+    file.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    return f"findings.json holds {state['total']} findings now"
+
+
+def _update_log(agent: str, n: int, folder: Path) -> Generator[None, None, str]:
+    file = path(folder / "events.jsonl")
+    text = file.read_text(encoding="utf-8")
+    yield
+    file.write_text(f"{text}{json.dumps(_mark(agent, n))}\n", encoding="utf-8")
+    return f"event {n} of {agent} logged"
+
+
+def _update_report(agent: str, n: int, folder: Path) -> Generator[None, None, str]:
+    file = path(folder / "report.md")
+    before, _, after = file.read_text(encoding="utf-8").partition(_END)
+    yield
+    line = f"- #{n} by {agent}: something worth keeping\n"
+    file.write_text(f"{before}{line}{_END}{after}", encoding="utf-8")
+    return f"finding {n} of {agent} is in the report"
+
+
+def _update_rows(agent: str, n: int, folder: Path) -> Generator[None, None, str]:
+    with contextlib.closing(_open(folder)) as board:
+        state = _row(board)
+    yield
+    state["findings"].append(_mark(agent, n))
+    state["total"] += 1
+    with contextlib.closing(_open(folder)) as board:
+        # Two statements, as tools that keep a counter and a JSON column usually have it.
+        board.execute("UPDATE counters SET value = ? WHERE name = 'findings'", (state["total"],))
+        board.execute("UPDATE board SET body = ? WHERE name = 'findings'", (json.dumps(state["findings"]),))
+    return f"the row holds {state['total']} findings now"
+
+
+_UPDATES: dict[str, Callable[[str, int, Path], Generator[None, None, str]]] = {
+    "json": _update_json,
+    "log": _update_log,
+    "report": _update_report,
+    "rows": _update_rows,
+}
+
+
+def _mark(agent: str, n: int) -> dict[str, Any]:
+    return {"agent": agent, "n": n, "text": "something worth keeping"}
+
+
+def _loaded(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:  # unguarded, another agent is just writing it: naive tools start over
+        found = json.loads(json.dumps(_START))
+    return dict(found)
+
+
+def _open(folder: Path) -> sqlite3.Connection:
+    return sqlite3.connect(folder / "board.sqlite3", timeout=30, isolation_level=None)
+
+
+def _row(board: sqlite3.Connection) -> dict[str, Any]:
+    (total,) = board.execute("SELECT value FROM counters WHERE name = 'findings'").fetchone()
+    (body,) = board.execute("SELECT body FROM board WHERE name = 'findings'").fetchone()
+    return {"total": total, "findings": json.loads(body)}
+
+
+# -- before and after ------------------------------------------------------------------------------------------------
+
+
+def seed(kind: str, folder: Path) -> None:
+    """Write the state that a run begins with into an existing folder."""
+    file = folder / kind_of(kind).file
+    if kind == "json":
+        file.write_text(json.dumps(_START, indent=2) + "\n", encoding="utf-8")
+    elif kind == "log":
+        file.write_text("", encoding="utf-8")
+    elif kind == "report":
+        file.write_text(_REPORT, encoding="utf-8")
+    else:
+        with contextlib.closing(_open(folder)) as board:
+            board.executescript(
+                "CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);"
+                "CREATE TABLE board (name TEXT PRIMARY KEY, body TEXT NOT NULL);"
+                "INSERT INTO counters VALUES ('findings', 0); INSERT INTO board VALUES ('findings', '[]');"
+            )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is left of the updates of one run. `torn`: damage, that is whatever cannot be read or is there twice."""
+
+    expected: int
+    kept: int
+    lost: int
+    torn: int
+
+    @property
+    def intact(self) -> bool:
+        return not self.lost and not self.torn
+
+
+def count(kind: str, folder: Path, agents: int, rounds: int) -> Outcome:
+    """Count the updates of `agents` agents with `rounds` updates each that the state still shows."""
+    marks, total, torn = _READERS[kind_of(kind).name](folder)
+    found = Counter(marks)
+    twice = sum(number - 1 for number in found.values())
+    # An update of a state with a counter is kept when list and counter both show it.
+    kept = len(found) if total is None else min(len(found), total)
+    torn += twice + (max(0, total - len(marks)) if total is not None else 0)
+    expected = agents * rounds
+    return Outcome(expected, kept, max(0, expected - kept), torn)
+
+
+_Found = tuple[list[tuple[str, int]], int | None, int]  # marks, counter, damage
+
+
+def _read_json(folder: Path) -> _Found:
+    try:
+        state = json.loads((folder / "findings.json").read_text(encoding="utf-8"))
+        return _marks(state["findings"]), int(state["total"]), 0
+    except (ValueError, KeyError, TypeError):
+        return [], None, 1
+
+
+def _read_log(folder: Path) -> _Found:
+    marks: list[tuple[str, int]] = []
+    torn = 0
+    for line in (folder / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            marks += _marks([json.loads(line)])
+        except (ValueError, KeyError, TypeError):
+            torn += 1
+    return marks, None, torn
+
+
+def _read_report(folder: Path) -> _Found:
+    text = (folder / "report.md").read_text(encoding="utf-8", errors="replace")
+    start, _, end = _REPORT.partition(_END)
+    whole = text.startswith(start) and text.endswith(_END + end)
+    body = text.removeprefix(start).removesuffix(_END + end) if whole else text
+    frame = set() if whole else set(_REPORT.splitlines())
+    lines = [line for line in body.splitlines() if line not in frame]
+    matches = [_BULLET.fullmatch(line) for line in lines]
+    marks = [(match[2], int(match[1])) for match in matches if match is not None]
+    return marks, None, len(lines) - len(marks) + (not whole)
+
+
+def _read_rows(folder: Path) -> _Found:
+    try:
+        with contextlib.closing(_open(folder)) as board:
+            state = _row(board)
+        return _marks(state["findings"]), int(state["total"]), 0
+    except (ValueError, KeyError, TypeError, sqlite3.DatabaseError):
+        return [], None, 1
+
+
+def _marks(findings: Iterable[Any]) -> list[tuple[str, int]]:
+    return [(str(finding["agent"]), int(finding["n"])) for finding in findings]
+
+
+_READERS: dict[str, Callable[[Path], _Found]] = {
+    "json": _read_json,
+    "log": _read_log,
+    "report": _read_report,
+    "rows": _read_rows,
+}
+
+
+# -- interleaving ----------------------------------------------------------------------------------------------------
+
+
+class Gate:
+    """Forces calls to overlap: whoever thinks waits until a second call has read as well, then both write.
+
+    `gate()` in a thread, `await gate.wait()` in a coroutine; both kinds meet. Nobody waits longer than `patience`
+    seconds, so that calls which cannot overlap, because the guard lets in one at a time, are only a little slower. The
+    last of `calls` calls does not wait: nobody can come any more.
+    """
+
+    def __init__(self, mode: str, calls: int, *, patience: float | None = None) -> None:
+        # Without the guard somebody surely comes, however slow the machine is.
+        self.patience = patience if patience is not None else 1.0 if mode == "off" else 0.003
+        self._left = calls
+        self._waiting: concurrent.futures.Future[None] | None = None
+        self._mutex = threading.Lock()
+
+    def __call__(self) -> None:
+        ticket = self._arrive()
+        if ticket is not None:
+            with contextlib.suppress(concurrent.futures.TimeoutError):
+                ticket.result(self.patience)
+            self._leave(ticket)
+
+    async def wait(self) -> None:
+        """The async twin of calling it."""
+        ticket = self._arrive()
+        if ticket is not None:
+            try:
+                await asyncio.wait([asyncio.wrap_future(ticket)], timeout=self.patience)
+            finally:
+                self._leave(ticket)
+
+    def _arrive(self) -> concurrent.futures.Future[None] | None:
+        with self._mutex:
+            self._left -= 1
+            met, self._waiting = self._waiting, None
+            if met is not None:
+                met.set_result(None)
+                return None
+            if self._left <= 0:
+                return None
+            self._waiting = concurrent.futures.Future()
+            return self._waiting
+
+    def _leave(self, ticket: concurrent.futures.Future[None]) -> None:
+        with self._mutex:
+            if self._waiting is ticket:
+                self._waiting = None

@@ -1,0 +1,545 @@
+"""`Guard`: what applications and the framework adapters call."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import functools
+import inspect
+import logging
+import os
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from . import flow, values
+from .call import Call
+from .declaration import Declaration, Signature, check_function, declared_on
+from .events import Event, Hook
+from .exceptions import AgentGuardError, ConfigError, UndeclaredWrite
+from .home import Home, home_at
+from .join import JoinReport, ResourceReport, joining
+from .locks import LockTable
+from .redirect import GUARD, OPEN_GUARDS, Place
+from .resources import Resource, Resources
+from .shards import Identity, Shards
+from .versions import Knowledge, Versions
+
+if TYPE_CHECKING:
+    from .config import Config, ResourceConfig
+    from .status import Recovery, Status
+
+__all__ = ["Guard", "Hold"]
+
+log = logging.getLogger("agentguard")
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+IDENTITY: contextvars.ContextVar[tuple[Guard, Identity] | None] = contextvars.ContextVar(
+    "agentguard_identity", default=None
+)
+
+
+class Guard:
+    """Serializes tool calls on the resources they declare, or leads them to shards that a join merges.
+
+    `root`: the folder that resource names are relative to; it must exist. Further `settings` are those of the
+    configuration file (`timeout` in seconds, `durable`, `unknown_tools`, `resources`, `tools`, ...). Locks and journals
+    live in `<root>/.agentguard/`, or in that of the nearest folder above which has one. Guards may be made anywhere,
+    any number of them; all of one tree exclude each other, in threads, event loops and processes.
+
+    Raises `ConfigError` for settings that cannot be meant and for a root that cannot be used.
+    """
+
+    def __init__(self, root: str | os.PathLike[str] = ".", *, config: Config | None = None, **settings: Any) -> None:
+        from .config import make_config
+
+        if config is not None and settings:
+            raise ConfigError(f"give either config= or settings ({', '.join(settings)}), not both")
+        self.config: Config = config if config is not None else make_config(root, **settings)
+        self.resources = Resources(self.config.root)
+        self.root: Path = self.resources.root
+        self.home: Home = home_at(self.root)
+        self.resources.home = self.home.base
+        self.shards = Shards(self.home, self.root)
+        self.shard_locks = LockTable()
+        self.knowledge = Knowledge()
+        self.versions = Versions()
+        self.hooks: list[Hook] = []
+        self.timeout: float = self.config.timeout
+        self.run = f"run-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._homes: dict[Path, Home] = {self.home.base: self.home}
+        self._limits = any(one.timeout is not None for one in self.config.resources.values())
+        self._warned: set[str] = set()
+        self._closed = False
+        self._tools = {name: _tool_declaration(one) for name, one in self.config.tools.items()}
+        OPEN_GUARDS.append(weakref.ref(self, OPEN_GUARDS.remove))
+
+    @classmethod
+    def from_config(cls, file: str | os.PathLike[str] | None = None) -> Guard:
+        """A guard by `agentguard.toml`, `agentguard.yaml` or `[tool.agentguard]` in `pyproject.toml`.
+
+        Without `file` it is searched from the working directory upward; none there means the embedded default (file
+        locks, the working directory as root). A given `file` must exist. Raises `ConfigError` that names file and key.
+        """
+        from .config import load_config
+
+        return cls(config=load_config(Path(file) if file is not None else None))
+
+    def __repr__(self) -> str:
+        return f"Guard(root={str(self.root)!r})"
+
+    # -- guarding ---
+
+    def wrap(
+        self,
+        fn: F,
+        *,
+        writes: Any = None,
+        reads: Any = None,
+        updates: Any = None,
+        name: str | None = None,
+        timeout: float | None = None,
+    ) -> F:
+        """The same function, guarded at each call; a coroutine function stays one.
+
+        Without `writes`, `reads` and `updates` its `@declare` is used, else the configuration's entry for its name,
+        else `unknown_tools` decides. `timeout` in seconds (0: try once); None: the configuration's.
+
+        The guarded function raises `StaleWrite`, `LockTimeout`, `Deadlock` or `UndeclaredWrite` without having run the
+        body. A cancelled call stops waiting at once; a body that runs is cancelled, and its copies are discarded.
+        Raises `ConfigError` at once for a template that names no argument.
+        """
+        tool = name or str(getattr(fn, "__name__", type(fn).__name__))
+        if any(given is not None for given in (writes, reads, updates)):
+            declaration: Declaration | None = Declaration.of(writes, reads, updates)
+        else:
+            declaration = self.declaration_of(tool, fn)
+        if declaration is not None:
+            check_function(fn, declaration, tool)
+        if inspect.isasyncgenfunction(fn) or inspect.isgeneratorfunction(fn):
+            raise ConfigError(
+                f"{tool} is a generator: its body runs after the call has returned. Guard with `hold`.", tool=tool
+            )
+        signature = Signature(fn)
+
+        def prepare(
+            args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[Mapping[str, Any], Callable[[Mapping[str, Any]], Any]]:
+            if declaration is None or not declaration.fields:
+                return {}, lambda _: fn(*args, **kwargs)
+            bound = signature.bind(args, kwargs)
+
+            def invoke(replaced: Mapping[str, Any]) -> Any:
+                signature.replace(bound, replaced)
+                return fn(*bound.args, **bound.kwargs)
+
+            return signature.arguments(bound), invoke
+
+        if inspect.iscoroutinefunction(fn):
+
+            @functools.wraps(fn)
+            async def guarded_async(*args: Any, **kwargs: Any) -> Any:
+                arguments, invoke = prepare(args, kwargs)
+                return await self.acall(declaration, tool, arguments, invoke, timeout=timeout)
+
+            return guarded_async  # type: ignore[return-value]
+
+        @functools.wraps(fn)
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            arguments, invoke = prepare(args, kwargs)
+            return self.call(declaration, tool, arguments, invoke, timeout=timeout)
+
+        return guarded  # type: ignore[return-value]
+
+    def hold(
+        self,
+        *,
+        writes: Any = None,
+        reads: Any = None,
+        updates: Any = None,
+        timeout: float | None = None,
+        name: str = "hold",
+    ) -> Hold:
+        """A guarded block: `with` in threads, `async with` in coroutines.
+
+        `timeout` in seconds for all resources together (0: try once). Leaving the block normally commits what
+        `hold.path(name)` gave; an exception discards it. Raises on entry as a guarded function does.
+        """
+        return Hold(self, Declaration.of(writes, reads, updates), name, timeout)
+
+    def call(
+        self,
+        declaration: Declaration | None,
+        tool: str,
+        arguments: Mapping[str, Any],
+        body: Callable[[Mapping[str, Any]], T],
+        *,
+        identity: Identity | None = None,
+        timeout: float | None = None,
+    ) -> T:
+        """Run one guarded call in this thread; what adapters use. `body` gets the arguments to replace."""
+        declaration = self._known(declaration, tool)
+        if not declaration:
+            return body({})
+        made = self.begin(declaration, tool, arguments, identity=identity, timeout=timeout)
+        result: T = flow.run(flow.steps(made), body)
+        return result
+
+    async def acall(
+        self,
+        declaration: Declaration | None,
+        tool: str,
+        arguments: Mapping[str, Any],
+        body: Callable[[Mapping[str, Any]], Awaitable[T] | T],
+        *,
+        identity: Identity | None = None,
+        timeout: float | None = None,
+        threaded: bool = False,
+    ) -> T:
+        """The async twin of `call`. `threaded`: the body is sync; it runs in a thread and is waited for even when the
+        call is cancelled, since a thread cannot be stopped and must not write after the release."""
+        if threaded:
+            sync: Any = body
+
+            def body(replaced: Mapping[str, Any]) -> Awaitable[T]:
+                return flow.threaded(lambda: sync(replaced))
+
+        declaration = self._known(declaration, tool)
+        run: Any = body
+        if not declaration:
+            plain: T = await run({})
+            return plain
+        made = self.begin(declaration, tool, arguments, identity=identity, timeout=timeout, asynchronous=True)
+        result: T = await flow.arun(flow.steps(made), run)
+        return result
+
+    def begin(
+        self,
+        declaration: Declaration,
+        tool: str,
+        arguments: Mapping[str, Any],
+        *,
+        identity: Identity | None = None,
+        timeout: float | None = None,
+        asynchronous: bool = False,
+    ) -> Call:
+        """The `Call` for a declaration: names filled and resolved, nothing locked yet."""
+        if self._closed:
+            raise AgentGuardError(f"this guard of {self.root} is closed; make a new one")
+        loop = id(asyncio.get_running_loop()) if asynchronous else None
+        return Call(
+            self,
+            identity or self.identity(asynchronous=asynchronous),
+            tool,
+            declaration.accesses(arguments, tool),
+            arguments,
+            redirect=declaration.redirect,
+            timeout=timeout,
+            loop=loop,
+        )
+
+    def declaration_of(self, tool: str, *carriers: Any) -> Declaration | None:
+        """What is declared for a tool: by the configuration, else on one of the objects; None when nobody knows."""
+        found = self._tools.get(tool)
+        return found if found is not None else declared_on(*carriers)
+
+    def _known(self, declaration: Declaration | None, tool: str) -> Declaration:
+        if declaration is not None:
+            return declaration
+        policy = self.config.unknown_tools
+        if policy == "allow":
+            return _NOTHING
+        if policy == "serialize":
+            return Declaration(updates=(f"tool:{tool.replace('{', '{{').replace('}', '}}')}",))
+        raise UndeclaredWrite(
+            f'{tool} declares nothing, and unknown_tools = "deny". Declare what it writes: @declare(writes=...), or '
+            f"[tools.{tool}] in the configuration; @declare() says that it shares nothing.",
+            tool=tool,
+            resource=tool,
+        )
+
+    # -- identity ---
+
+    @contextlib.contextmanager
+    def agent(self, name: str, *, run: str | None = None) -> Iterator[Identity]:
+        """Say who makes the calls in this block (and in tasks and threads that copy its context).
+
+        `name` is any text. Resources in shard mode then go to this agent's shard, until `join()`. `run`: what the join
+        belongs to; default: this guard's own run. Raises `ConfigError` for an empty name.
+        """
+        if not isinstance(name, str) or not name.strip():
+            raise ConfigError(f"an agent needs a name, not {name!r}", value=name)
+        with self.identified(Identity(name, run or self.run, shard=name)) as identity:
+            yield identity
+
+    @contextlib.contextmanager
+    def identified(self, identity: Identity) -> Iterator[Identity]:
+        """The same with a whole `Identity`, for adapters."""
+        token, guard = IDENTITY.set((self, identity)), GUARD.set(self)
+        try:
+            yield identity
+        finally:
+            try:
+                IDENTITY.reset(token)
+                GUARD.reset(guard)
+            except ValueError:
+                pass  # left in another context than it was entered in (a generator that was moved)
+
+    def identity(self, *, asynchronous: bool = False) -> Identity:
+        """Who calls now: set by `agent` or an adapter, else the task or thread."""
+        found = IDENTITY.get()
+        if found is not None and found[0] is self:
+            return found[1]
+        task = asyncio.current_task() if asynchronous else None
+        name = task.get_name() if task is not None else threading.current_thread().name
+        return Identity(name, self.run)
+
+    # -- values ---
+
+    def read(self, name: str, *, timeout: float | None = None) -> Any:
+        """A file's value, by its suffix: json, jsonl, yaml, toml: values; txt, md, log, csv, ...: text; else bytes.
+
+        None when it does not exist. The version is remembered for the agent. Raises `codecs.BadContent`.
+        """
+        return flow.run(values.reading(self, name, timeout, False))
+
+    async def aread(self, name: str, *, timeout: float | None = None) -> Any:
+        """The async twin of `read`."""
+        return await flow.arun(values.reading(self, name, timeout, True))
+
+    def write(self, name: str, value: Any, *, timeout: float | None = None) -> None:
+        """Replace a file's value. Raises `StaleWrite` when it changed since this agent read it."""
+        flow.run(values.writing(self, name, value, timeout, False))
+
+    async def awrite(self, name: str, value: Any, *, timeout: float | None = None) -> None:
+        """The async twin of `write`."""
+        await flow.arun(values.writing(self, name, value, timeout, True))
+
+    def update(self, name: str, fn: Callable[[Any], T], *, timeout: float | None = None) -> T:
+        """Replace a file's value by `fn(value)`, once, under the exclusive lock; returns the new value.
+
+        `fn` gets None when the file does not exist. An error in it leaves the file as it was."""
+        result: T = flow.run(values.updating(self, name, timeout, False), fn)
+        return result
+
+    async def aupdate(self, name: str, fn: Callable[[Any], Awaitable[T] | T], *, timeout: float | None = None) -> T:
+        """The async twin of `update`; `fn` may be a coroutine function."""
+
+        async def body(value: Any) -> Any:
+            result: Any = fn(value)
+            return await result if inspect.isawaitable(result) else result
+
+        made: T = await flow.arun(values.updating(self, name, timeout, True), body)
+        return made
+
+    # -- joining ---
+
+    def join(
+        self, *, run: str | None = None, shards: Sequence[str] | None = None, timeout: float | None = None
+    ) -> JoinReport:
+        """Merge the open shards of a run (default: this guard's current one) and commit the result, each shard once.
+
+        `shards`: only those with these references. Waits up to `timeout` seconds for calls that still write. Raises
+        `MergeConflict` and publishes nothing when sides disagree and `on_conflict` is "fail".
+        """
+        report: JoinReport = flow.run(self._joining(run, shards, timeout))
+        return report
+
+    async def ajoin(
+        self, *, run: str | None = None, shards: Sequence[str] | None = None, timeout: float | None = None
+    ) -> JoinReport:
+        """The async twin of `join`. A cancellation while it waits applies nothing; a commit that began is finished."""
+        report: JoinReport = await flow.arun(self._joining(run, shards, timeout))
+        return report
+
+    def _joining(self, run: str | None, shards: Sequence[str] | None, timeout: float | None) -> flow.Flow[JoinReport]:
+        run = run or self.identity().run
+        return joining(self, run, shards, self.timeout if timeout is None else timeout)
+
+    # -- looking after ---
+
+    def status(self) -> Status:
+        """What is held, open, parked or in doubt under this guard's home, by any process. Changes nothing."""
+        from .status import status
+
+        return status(self.home)
+
+    def recover(self) -> Recovery:
+        """Finish commits that killed processes left, remove copies of calls that died. Safe beside live processes."""
+        from .status import recover
+
+        return recover(self.home)
+
+    def close(self) -> None:
+        """Refuse further calls. Running ones finish; shards that were not joined stay on disk."""
+        self._closed = True
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- for the flow ---
+
+    def options(self, name: str) -> ResourceConfig:
+        return self.config.resource(name)
+
+    def durable(self, name: str) -> bool:
+        own = self.options(name).durable
+        return self.config.durable if own is None else own
+
+    def limits(self, places: Mapping[str, Place]) -> dict[str, float]:
+        """Time-outs (seconds) that the configuration sets for single resources, by key."""
+        if not self._limits:
+            return {}
+        found = {key: self.options(place.resource.name).timeout for key, place in places.items()}
+        return {key: limit for key, limit in found.items() if limit is not None}
+
+    def at_home(self, base: Path) -> Home:
+        home = self._homes.get(base)
+        if home is None:
+            home = self._homes[base] = home_at(base)
+        return home
+
+    def table(self, base: Path) -> LockTable:
+        return self.at_home(base).locks
+
+    def recover_pending(self, resources: Sequence[Resource]) -> None:
+        """See `Home.recover_pending`, for the homes of these resources."""
+        files = [resource.path for resource in resources if resource.path is not None]
+        if files:
+            for base in {self.home.base, *(resource.home for resource in resources)}:
+                self.at_home(base).recover_pending(files)
+
+    def resolver(self, spec: str) -> Any:
+        if spec in ("fail", "park"):
+            return None
+        from .config import resolver
+
+        return resolver(spec)
+
+    def warn_unjoined(self, resource: str, tool: str) -> None:
+        if resource not in self._warned:
+            self._warned.add(resource)
+            log.warning(
+                "%s is in shard mode, but nothing will join what %s writes: its calls are serialized instead. Use "
+                "guard_graph, guard_crew, guard_flow, or `with guard.agent(name)` and guard.join().",
+                resource,
+                tool,
+            )
+
+    def emit(self, kind: str, call: Call, **details: Any) -> None:
+        for place in list(call.places.values()):
+            token = call.token(place.resource)
+            self._send(
+                Event(
+                    kind,
+                    time.time(),
+                    place.resource.name,
+                    call.identity.agent,
+                    call.identity.run,
+                    call.tool,
+                    {**details, "token": token},
+                )
+            )
+
+    def emit_merged(self, run: str, report: ResourceReport) -> None:
+        self._send(
+            Event(
+                "merged",
+                time.time(),
+                report.resource,
+                "join",
+                run,
+                "join",
+                {"shards": report.shards, "changes": dict(report.changes), "seconds": report.seconds},
+            )
+        )
+
+    def _send(self, event: Event) -> None:
+        for hook in self.hooks:
+            try:
+                hook(event)
+            except Exception:
+                log.exception("an event hook failed")
+
+
+class Hold:
+    """A guarded block; see `Guard.hold`. Use it once."""
+
+    def __init__(self, guard: Guard, declaration: Declaration, name: str, timeout: float | None) -> None:
+        self._guard, self._declaration, self._name, self._timeout = guard, declaration, name, timeout
+        self._call: Call | None = None
+        self._flow: flow.Flow[Any] | None = None
+
+    def path(self, name: str | os.PathLike[str]) -> Path:
+        """As `agentguard.path`, for this block."""
+        return self._entered().path(name)
+
+    def token(self, name: str | os.PathLike[str]) -> int:
+        """The fencing token of a held resource: an int that rises with every exclusive grant of it."""
+        call = self._entered()
+        token = call.token(self._guard.resources.resolve(name))
+        if token is None:
+            raise UndeclaredWrite(
+                f"{os.fspath(name)!r} is not held by this block", resource=os.fspath(name), tool=self._name
+            )
+        return token
+
+    def _entered(self) -> Call:
+        if self._call is None or not self._call.active:
+            raise AgentGuardError("the hold is not entered: use it as `with guard.hold(...) as hold:`")
+        return self._call
+
+    def _start(self, asynchronous: bool) -> flow.Flow[Any]:
+        if self._flow is not None:
+            raise AgentGuardError("a hold is used once: call guard.hold(...) again")
+        self._call = self._guard.begin(
+            self._declaration, self._name, {}, timeout=self._timeout, asynchronous=asynchronous
+        )
+        self._flow = flow.steps(self._call)
+        return self._flow
+
+    def __enter__(self) -> Hold:
+        flow.pump(self._start(False))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._flow is not None
+        try:
+            flow.pump(self._flow, error=error)
+        except BaseException as raised:
+            if raised is not error:
+                raise
+
+    async def __aenter__(self) -> Hold:
+        await flow.apump(self._start(True))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._flow is not None
+        try:
+            await flow.apump(self._flow, error=error)
+        except BaseException as raised:
+            if raised is not error:
+                raise
+
+
+_NOTHING = Declaration()
+
+
+def _tool_declaration(tool: Any) -> Declaration:
+    return Declaration.of(tool.writes, tool.reads, tool.updates, tool.redirect)

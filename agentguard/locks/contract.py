@@ -1,0 +1,213 @@
+"""The words of the lock layer, and what a lock between processes must promise."""
+
+from __future__ import annotations
+
+import enum
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = [
+    "Backend",
+    "Holder",
+    "KeyStatistics",
+    "Lock",
+    "Mode",
+    "Owner",
+    "Statistics",
+    "is_directory",
+    "this_host",
+    "this_process",
+]
+
+
+class Mode(enum.Enum):
+    """How a key is held: multi-granularity locking (Gray, Lorie, Putzolu, Traiger: Granularity of Locks, 1976).
+
+    A directory is held with an intention while something beneath it is read (INTENT_SHARED) or written
+    (INTENT_EXCLUSIVE); SHARED and EXCLUSIVE hold a key with everything beneath it.
+    """
+
+    #                    bit  conflicts covers   (masks over bits)
+    INTENT_SHARED = (0, 0b0001, 0b1000, 0b0001)
+    INTENT_EXCLUSIVE = (1, 0b0010, 0b1100, 0b0011)
+    SHARED = (2, 0b0100, 0b1010, 0b0101)
+    EXCLUSIVE = (3, 0b1000, 0b1111, 0b1111)
+
+    def __init__(self, index: int, bit: int, conflicts: int, covered: int) -> None:
+        self.index = index
+        self.bit = bit
+        self.conflicts = conflicts
+        self.covered = covered
+        self.intent = index < 2
+
+    def compatible(self, other: Mode) -> bool:
+        """Whether both may be held on one key by different claims at the same time."""
+        return not self.conflicts & other.bit
+
+    def covers(self, other: Mode) -> bool:
+        """Whether holding this permits everything that holding `other` permits."""
+        return bool(self.covered & other.bit)
+
+    def join(self, other: Mode) -> Mode:
+        """The weakest mode that covers both (SHARED with INTENT_EXCLUSIVE is EXCLUSIVE: there is no fifth mode)."""
+        if self.covers(other):
+            return self
+        return other if other.covers(self) else Mode.EXCLUSIVE
+
+    def __str__(self) -> str:
+        return self.name.lower().replace("_", " ")
+
+
+def is_directory(key: str) -> bool:
+    """Whether keys can lie beneath this one: "file:reports/", or the root of a kind, "file:"."""
+    return key.endswith(("/", ":"))
+
+
+_host = ""
+
+
+def this_host() -> str:
+    """The name of this machine, asked once."""
+    global _host
+    if not _host:
+        _host = socket.gethostname()
+    return _host
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who asks: for error texts, `status`, and to see that a blocked event loop would wait for itself.
+
+    `loop` is the `id()` of the running event loop when the caller is a coroutine, else None.
+    """
+
+    agent: str
+    run: str
+    tool: str
+    loop: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a key, in this process or another one; `since` in seconds since the epoch."""
+
+    key: str
+    mode: Mode
+    agent: str
+    run: str
+    tool: str
+    pid: int
+    host: str
+    since: float
+    token: int
+
+    def __str__(self) -> str:
+        recent = time.time() - self.since < 86_400
+        since = time.strftime("%H:%M:%S" if recent else "%Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        where = "" if self.host == this_host() else f" on {self.host}"
+        return f"agent {self.agent!r} in {self.tool} (process {self.pid}{where}, since {since})"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyStatistics:
+    """One key of this process now; `grants` and `longest_wait` (seconds) since the table last began to track it."""
+
+    key: str
+    holders: tuple[Holder, ...]
+    waiters: int
+    since: float | None
+    grants: int
+    longest_wait: float
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """A table now: keys held or waited for, and totals over its life (`longest_wait` in seconds)."""
+
+    keys: tuple[KeyStatistics, ...]
+    grants: int
+    waits: int
+    longest_wait: float
+
+
+class Lock(Protocol):
+    """One key's lock between processes, as one process uses it.
+
+    The process holds it once for all its callers: `LockTable` decides who of them is next. The table makes one call
+    at a time, `acquire` on a thread kept for it, everything else under its mutex: those calls answer in microseconds
+    and never wait. (A backend behind a network answers False from `try_acquire`, and hands `release` to a thread.)
+    """
+
+    mode: Mode | None
+    """What this process holds; at least what was asked for."""
+    token: int
+    """The token of the key's last exclusive grant, known while `mode` is not None; 0 before the first."""
+
+    def try_acquire(self, mode: Mode) -> bool:
+        """Take `mode` (in addition to what is held) if that is possible at once without passing another waiter."""
+        ...
+
+    def prepare(self) -> None:
+        """Called before `acquire` is handed to a thread: whatever must not happen during a fork."""
+        ...
+
+    def acquire(self, mode: Mode, wanted: Callable[[], bool]) -> bool:
+        """Wait in line for `mode`; False when `wanted()` turned False meanwhile (asked now and then, or never)."""
+        ...
+
+    def extends(self, mode: Mode) -> bool:
+        """Whether `mode` can be taken in addition to what is held; if not, it is given back first."""
+        ...
+
+    def stamp(self, owner: Owner) -> int:
+        """Issue the token of an exclusive grant: higher than every earlier one, whoever died since."""
+        ...
+
+    def describe(self, owner: Owner) -> None:
+        """Note a shared holder for others to see; the first of several is enough."""
+        ...
+
+    def release(self, keep: Mode | None) -> None:
+        """Give back everything beyond `keep`, which is covered by what is held."""
+        ...
+
+    def contended(self) -> bool:
+        """Whether another process waits in line for this key."""
+        ...
+
+    def lost(self) -> bool:
+        """Whether what is held no longer excludes others (its session or its lock file has gone)."""
+        ...
+
+    def close(self) -> None:
+        """Give back the descriptors or connections of an idle lock."""
+        ...
+
+    def abandon(self) -> None:
+        """In the child of a fork: forget everything without touching what the parent holds."""
+        ...
+
+
+class Backend(Protocol):
+    """Where a `LockTable` takes its locks between processes."""
+
+    def open(self, key: str) -> Lock:
+        """The lock of a key. Raises ConfigError when the place of the locks cannot be used."""
+        ...
+
+    def holders(self, key: str) -> tuple[Holder, ...]:
+        """Who in other processes holds the key now, as far as they wrote it down; () when it is free."""
+        ...
+
+    def scan(self, skip: Iterable[str]) -> tuple[Holder, ...]:
+        """Everything held now by any process, without the keys in `skip`."""
+        ...
+
+
+def this_process() -> int:
+    """The process's number; asked each time, a fork changes it."""
+    return os.getpid()

@@ -1,0 +1,148 @@
+"""Claims, tickets, and the queue that decides who is next. Nothing here blocks, waits or knows of other processes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import Future
+
+from .contract import Holder, Mode, Owner, this_host, this_process
+
+__all__ = ["Claim", "Queue", "Ticket"]
+
+
+class Claim:
+    """One guarded call's set of tickets.
+
+    `parent` is the claim of the call around it, whose tickets it may work inside. A parent that has released
+    everything no longer counts: contexts are copied into background tasks that outlive the call.
+    """
+
+    __slots__ = ("held", "owner", "parent", "waits")
+
+    def __init__(self, owner: Owner, parent: Claim | None = None) -> None:
+        self.owner = owner
+        self.parent = parent
+        self.held: dict[str, Ticket] = {}
+        # Waiting tickets of this claim and of every claim inside it: a call waits for the calls inside it.
+        self.waits: dict[Ticket, None] | None = None
+
+    def family(self) -> Iterator[Claim]:
+        """This claim and those around it."""
+        claim: Claim | None = self
+        while claim is not None:
+            yield claim
+            claim = claim.parent
+
+
+class Ticket:
+    """One claim's place at one key: first waiting, then granted, in the end neither.
+
+    `granted` and `token` (valid once granted) are set before `future` is done. `future` is None when the ticket was
+    granted at once; its result is None, or the error that kept the ticket from being granted.
+    """
+
+    __slots__ = ("children", "claim", "future", "granted", "key", "lingers", "mode", "queue", "since", "token")
+
+    def __init__(self, claim: Claim, key: str, mode: Mode) -> None:
+        self.claim = claim
+        self.key = key
+        self.mode = mode
+        self.token = 0
+        self.granted = False
+        self.future: Future[None] | None = None
+        self.queue: Queue | None = None  # None: released, or lost in a fork
+        self.children: Queue | None = None
+        self.lingers = False  # released by its owner, kept until the last child has gone
+        self.since = 0.0  # seconds since the epoch of the grant; monotonic start of the wait before it
+
+    def holder(self) -> Holder:
+        """This granted ticket as others see it."""
+        o = self.claim.owner
+        return Holder(self.key, self.mode, o.agent, o.run, o.tool, this_process(), this_host(), self.since, self.token)
+
+    def alive(self) -> Iterator[Ticket]:
+        """Whose release ends this ticket: its own, or when its owner has released it, its children's."""
+        if not self.lingers:
+            yield self
+        elif self.children is not None:
+            for child in (*self.children.granted, *(self.children.waiting or ())):
+                yield from child.alive()
+
+    def __repr__(self) -> str:
+        state = "granted" if self.granted else "waiting" if self.queue is not None else "released"
+        return f"<Ticket {self.key!r} {self.mode} {state}>"
+
+
+class Queue:
+    """Who holds and who waits at one place: a key, or the inside of one ticket of a call around.
+
+    Strictly first in, first out: nobody passes a waiter, compatible neighbours in the line are granted together, so
+    a waiting writer is reached after the readers that were there before it.
+    """
+
+    __slots__ = ("counts", "granted", "inside", "mask", "waiting")
+
+    def __init__(self, inside: Ticket | None = None) -> None:
+        self.inside = inside
+        self.granted: dict[Ticket, None] = {}
+        self.waiting: OrderedDict[Ticket, None] | None = None  # ordered dict: removal anywhere and front in O(1)
+        self.mask = 0  # bits of the granted modes
+        self.counts = [0, 0, 0, 0]
+
+    def head(self) -> Ticket | None:
+        """The first waiter, if nothing granted conflicts with it."""
+        if not self.waiting:
+            return None
+        ticket = next(iter(self.waiting))
+        return None if self.mask & ticket.mode.conflicts else ticket
+
+    def enqueue(self, ticket: Ticket) -> None:
+        if self.waiting is None:
+            self.waiting = OrderedDict()
+        self.waiting[ticket] = None
+
+    def admit(self, ticket: Ticket) -> None:
+        mode = ticket.mode
+        self.granted[ticket] = None
+        self.counts[mode.index] += 1
+        self.mask |= mode.bit
+
+    def remove(self, ticket: Ticket) -> None:
+        mode = ticket.mode
+        del self.granted[ticket]
+        self.counts[mode.index] -= 1
+        if not self.counts[mode.index]:
+            self.mask &= ~mode.bit
+
+    def needs(self) -> Mode | None:
+        """The weakest mode that covers everything granted."""
+        need: Mode | None = None
+        for mode in Mode:
+            if self.mask & mode.bit:
+                need = mode if need is None else need.join(mode)
+        return need
+
+    def empty(self) -> bool:
+        return not self.granted and not self.waiting
+
+    def blockers(self, ticket: Ticket) -> Iterator[Ticket]:
+        """What this waiting ticket waits for: what conflicts with it, or with one ahead that it may not pass."""
+        ahead: list[Ticket] = []
+        for other in self.waiting or ():
+            if other is ticket:
+                break
+            ahead.append(other)
+        conflicts = ticket.mode.conflicts
+        for other in reversed(ahead):
+            if conflicts & other.mode.bit:
+                yield other
+            conflicts |= other.mode.conflicts
+        for other in self.granted:
+            if conflicts & other.mode.bit or self.draining:
+                yield from other.alive()
+
+    @property
+    def draining(self) -> bool:
+        """Whether what is granted must end before anything else is granted, even if compatible."""
+        return False

@@ -1,0 +1,79 @@
+"""Waiting for a ticket, on a thread or in a coroutine. Neither changes the table: the caller releases the ticket."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import sys
+from concurrent.futures import Future
+
+from .cycles import BLOCKED_LOOPS, forbid_own_loop
+from .forks import MUTEX
+from .tickets import Ticket
+
+__all__ = ["await_", "wait"]
+
+
+def wait(ticket: Ticket, timeout: float | None = None) -> bool:
+    """Block this thread until the ticket is granted: True; or for `timeout` seconds (None: without end): False.
+
+    A ticket that was not granted still waits: the caller releases it. Raises Deadlock when this thread runs the event
+    loop of a coroutine that would have to release first, and the error that kept the ticket from being granted.
+    """
+    future = ticket.future
+    if ticket.granted or future is None:
+        return ticket.granted
+    loop = _running_loop()
+    if loop is not None:
+        with MUTEX:
+            forbid_own_loop(ticket, loop)
+            BLOCKED_LOOPS[loop] = ticket
+    try:
+        future.result(timeout)
+    except concurrent.futures.TimeoutError:
+        return ticket.granted
+    finally:
+        if loop is not None:
+            BLOCKED_LOOPS.pop(loop, None)
+    return ticket.granted
+
+
+async def await_(ticket: Ticket, timeout: float | None = None) -> bool:
+    """The same for a coroutine; blocks no loop and no thread.
+
+    When cancelled it raises CancelledError and leaves the ticket as it is, granted or waiting: the caller releases it.
+    """
+    future = ticket.future
+    if ticket.granted or future is None:
+        return ticket.granted
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+
+    def arrive() -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    def wake(_: Future[None]) -> None:
+        try:
+            loop.call_soon_threadsafe(arrive)
+        except RuntimeError:
+            pass  # the loop was closed while its task waited; nobody is left to wake
+
+    # The concurrent future is only watched, never cancelled: the table alone decides what becomes of a ticket.
+    future.add_done_callback(wake)
+    timer = None if timeout is None else loop.call_later(timeout, arrive)
+    try:
+        await waiter
+    finally:
+        if timer is not None:
+            timer.cancel()
+    if future.done():
+        future.result()
+    return ticket.granted
+
+
+def _running_loop() -> int | None:
+    asyncio = sys.modules.get("asyncio")  # where it was never imported no loop can run
+    loop = None if asyncio is None else asyncio._get_running_loop()
+    return None if loop is None else id(loop)

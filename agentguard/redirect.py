@@ -1,0 +1,215 @@
+"""Where a call reads and writes: the target itself, a staged copy of it, or the agent's shard.
+
+A copy is made only when somebody asks for it: by `path()`, or because the tool takes the path as an argument. It keeps
+the file's name and its place under the root; what the model sees is mapped back to the name that was asked for.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import filecmp
+import os
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .commit import Delete, Replace, snapshot
+from .declaration import Access
+from .exceptions import StaleWrite, UndeclaredWrite
+from .resources import FOLDER, Resource
+from .versions import Signature, signature
+
+if TYPE_CHECKING:
+    from .call import Call
+    from .guard import Guard
+    from .shards import Entry
+
+__all__ = ["CURRENT", "Place", "path", "unmap"]
+
+CURRENT: contextvars.ContextVar[Call | None] = contextvars.ContextVar("agentguard_call", default=None)
+GUARD: contextvars.ContextVar[Guard | None] = contextvars.ContextVar("agentguard_guard", default=None)
+OPEN_GUARDS: list[weakref.ref[Guard]] = []  # the process's guards, the newest last
+
+# SQLite commits by itself, and a copy of its main file alone would miss a write-ahead log: locked, but in place.
+_IN_PLACE = (".sqlite", ".sqlite3", ".db", ".db3")
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """One resource of one call, and where its content is for this call."""
+
+    resource: Resource
+    exclusive: bool
+    update: bool
+    target: Path  # what a commit of this call replaces: the file, the parent call's copy, or the shard's copy
+    entry: Entry | None = None  # the shard's entry, in shard mode
+    staged: Path | None = None
+    existed: bool = False  # whether the target existed when it was staged
+    before: Signature | None = None  # of the target when the call began or the copy was made
+    fresh: Signature | None = None  # of the copy as it was handed out
+    asked: str | None = None  # the spelling by which it was asked for
+    pinned: Signature | None = None  # shard mode: of the real file before the body ran
+
+    @property
+    def in_place(self) -> bool:
+        return self.resource.directory or self.target.suffix.lower() in _IN_PLACE
+
+    def stage(self, folder: Path, root: Path, *, copy: bool = True) -> Path:
+        """Make this call's copy under `folder`, at the file's place under `root`."""
+        if self.staged is not None:
+            return self.staged
+        real = self.resource.path
+        assert real is not None
+        staged = folder / os.path.relpath(real, root)
+        staged.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.before = signature(self.target)
+        self.existed = copy and snapshot(self.target, staged)
+        if self.existed and self.before is not None:
+            # Well before now: any write to the copy, even in the same clock tick, shows as another time.
+            old = (self.before[0] // 1_000_000_000 - 2) * 1_000_000_000
+            os.utime(staged, ns=(old, old))
+            self.fresh = signature(staged)
+        self.staged = staged
+        return staged
+
+    def change(self) -> Replace | Delete | None:
+        """What a commit has to do here; None when the copy was not touched."""
+        if self.staged is None:
+            return None
+        now = signature(self.staged)
+        if now is None:
+            return Delete(self.target) if self.existed else None
+        if self.fresh is not None and now[0] == self.fresh[0] and now[2] == self.fresh[2]:
+            try:
+                if filecmp.cmp(self.staged, self.target, shallow=False):
+                    return None
+            except OSError:
+                pass  # the target cannot be compared: treat the copy as changed
+        return Replace(self.target, self.staged)
+
+
+def path(name: str | os.PathLike[str]) -> Path:
+    """The file that THIS call reads and writes for the resource `name`.
+
+    Inside a guarded call: the staged copy of a resource it writes or updates (committed when the call succeeds,
+    discarded when it fails), the agent's shard in shard mode, or the file itself where it is only read, is a
+    directory, or is an SQLite database. Outside of one: the plain target under the root of the guard in force
+    (`with guard.agent(...)`, else the newest open guard of the process), or `name` as it is when there is no guard.
+
+    Raises `UndeclaredWrite` inside a guarded call that did not declare `name`.
+    """
+    call = CURRENT.get()
+    if call is not None and call.active:
+        return call.path(name)
+    guard = GUARD.get()
+    if guard is None:
+        guard = next((found for ref in reversed(OPEN_GUARDS) if (found := ref()) is not None), None)
+    if guard is None or os.path.isabs(name):
+        return Path(name)
+    return guard.root / name
+
+
+def rewritten(
+    accesses: Iterable[Access], arguments: Mapping[str, Any], place_of: Callable[[Access], Path | None]
+) -> dict[str, Any]:
+    """The arguments that must change so that the tool is led to its copies: {argument: new value}.
+
+    `place_of` gives the path for an access, or None to leave it. A text stays a text and a `Path` a `Path`.
+    """
+    changed: dict[str, Any] = {}
+    for access in accesses:
+        if access.argument is None:
+            continue
+        wanted = place_of(access)
+        if wanted is None:
+            continue
+        text = str(wanted)
+        if access.suffix:
+            tail = access.suffix.replace("/", os.sep)
+            if not text.endswith(tail) or len(text) == len(tail):
+                continue  # `{folder}/../x`: the argument alone cannot lead there
+            text = text[: -len(tail)]
+        old = arguments[access.argument]
+        if access.index is not None:
+            items = list(changed.get(access.argument, old))
+            items[access.index] = _like(old[access.index], text)
+            changed[access.argument] = tuple(items) if isinstance(old, tuple) else items
+        else:
+            changed[access.argument] = _like(old, text)
+    return changed
+
+
+def _like(old: Any, text: str) -> Any:
+    kind: Any = type(old)
+    return kind(text) if isinstance(old, os.PathLike) else text
+
+
+def unmap(value: Any, names: Mapping[str, str]) -> Any:
+    """Replace the paths of copies by the names that were asked for, in texts and in plain containers of texts."""
+    if isinstance(value, str):
+        if FOLDER not in value:
+            return value
+        for copy, name in names.items():
+            value = value.replace(copy, name)
+        return value
+    if type(value) in (list, tuple):
+        return type(value)(unmap(item, names) for item in value)
+    if type(value) is dict:
+        return {key: unmap(item, names) for key, item in value.items()}
+    return value
+
+
+def unmap_error(error: BaseException, names: Mapping[str, str]) -> None:
+    """The same for an error's texts, in place."""
+    if not names:
+        return
+    error.args = tuple(unmap(arg, names) for arg in error.args)
+    for attribute in ("filename", "filename2"):
+        given = getattr(error, attribute, None)
+        if isinstance(given, (str, Path)):
+            setattr(error, attribute, unmap(str(given), names))
+
+
+def leftovers(folder: Path, known: Iterable[Path | None]) -> list[Path]:
+    """Files that a tool put beside its copies: nobody declared them, and discarding them would lose them silently."""
+    expected = {str(one) for one in known if one is not None}
+    return [
+        Path(where) / name
+        for where, _, names in os.walk(folder)
+        for name in names
+        if os.path.join(where, name) not in expected
+    ]
+
+
+def check_untouched(places: Iterable[Place], tool: str, agent: str) -> None:
+    """Refuse a commit over a file that changed under this call's exclusive lock: somebody writes without the guard."""
+    for place in places:
+        if place.staged is None or place.entry is not None:
+            continue
+        if signature(place.target) != place.before and place.change() is not None:
+            name = place.resource.name
+            raise StaleWrite(
+                f"{name} was changed outside the guard while {tool} of agent {agent!r} worked on its copy: either the "
+                f"tool itself also wrote to the file directly, or another program did. The copy was not applied. "
+                f"Let the tool write only to path({name!r}), read {name} again, then retry.",
+                resource=name,
+                agent=agent,
+                changed_by=None,
+                changed_at=None,
+                diff="",
+                tool=tool,
+            )
+
+
+def undeclared(name: str, tool: str, agent: str, declared: Iterable[str]) -> UndeclaredWrite:
+    known = ", ".join(sorted(declared)) or "nothing"
+    return UndeclaredWrite(
+        f"{tool} of agent {agent!r} asked for {name!r}, which it does not declare (it declares: {known}). "
+        f"Add it: @declare(writes=[..., {name!r}]).",
+        resource=name,
+        tool=tool,
+        agent=agent,
+        declared=known,
+    )
