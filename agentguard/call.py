@@ -176,6 +176,10 @@ class Call:
 
     def path(self, name: str | os.PathLike[str]) -> Path:
         """See `agentguard.path`."""
+        given = os.fspath(name)
+        for one in list(self.places.values()):
+            if given == str(one.staged) or (given == str(one.target) and (one.in_place or not one.exclusive)):
+                return Path(given)  # an argument that was rewritten to where the call works already
         resource = self.guard.resources.resolve(name, self.tool)
         place = self._find(resource)
         if place is None:

@@ -82,7 +82,7 @@ def demo(
     ] = None,
     as_json: _Json = False,
 ) -> None:
-    """See parallel agents lose work, and lose none with the guard.
+    """Watch parallel agents lose work, and none with the guard.
 
     Real graphs and crews with scripted models (no key, no network) update four kinds of shared state on real files:
     without the guard, serialized, and sharded and merged. Exits with 1 if a guarded run lost or tore anything.
@@ -94,11 +94,12 @@ def demo(
 
 @app.command()
 def status(config: _ConfigFile = None, root: _Root = None, as_json: _Json = False) -> None:
-    """Who holds what now, and what was left behind: open shards, kept conflicts, unfinished commits.
+    """Show who holds what now, and what was left behind.
 
-    Looks at the disk and changes nothing. Exits with 2 when a commit is in doubt.
+    Lists held locks, open shards, kept conflicts and unfinished commits, of every process. Looks at the disk and
+    changes nothing. Exits with 2 when a commit is in doubt.
     """
-    from .status import status as look
+    from . import status as disk
 
     settings = _settings(config, root)
     home = _home(settings)
@@ -108,7 +109,7 @@ def status(config: _ConfigFile = None, root: _Root = None, as_json: _Json = Fals
         else:
             _say(f"No guard has worked in {settings.root} yet: there is no .agentguard folder in it or above it.")
         return
-    found = look(home)
+    found = disk.status(home)
     if as_json:
         _print_json(found.as_dict())
     else:
@@ -128,32 +129,32 @@ def recover(
         str | None, typer.Option(metavar="REFERENCE", help="Throw away one shard, by the reference `status` shows.")
     ] = None,
 ) -> None:
-    """Finish what killed processes left: their commits, their copies, and, if you say so, their shards.
+    """Finish what killed processes left.
 
-    Safe beside processes that work: it never touches what they hold. Shards of a run are joined or dropped only here,
-    by you, or by the run itself when it resumes; do neither while it still runs. Exits with 2 when a commit is in
-    doubt or the run or shard does not exist.
+    Completes their commits, removes their copies and, if you say so, joins or drops their shards. Safe beside
+    processes that work: it never touches what they hold. A shard is joined or dropped only by you, here, or by its run
+    when that resumes; do neither while the run still works. Exits with 2 when a commit is in doubt, or the run or
+    shard does not exist.
     """
     if join is not None and drop is not None:
-        raise typer.BadParameter("give either --join or --drop")
+        raise ConfigError("give either --join or --drop, not both")
     settings = _settings(config, root)
-    if _home(settings) is None:
+    home = _home(settings)
+    if home is None:
         _say(f"Nothing to recover: no guard has worked in {settings.root} yet.")
-        if join is not None or drop is not None:
-            raise typer.Exit(2)
-        return
+        raise typer.Exit(2 if join is not None or drop is not None else 0)
+    from . import status as disk
     from .guard import Guard
 
-    guard = Guard(config=settings)
-    done = guard.recover()
+    done = disk.recover(home)  # before a guard is made: that would sweep silently
     if (join is None and drop is None) or done:
         _say(str(done))
     if join is not None:
-        _join(guard, join)
+        _join(Guard(config=settings), join)
     elif drop is not None:
-        _drop(guard, drop)
+        _drop(Guard(config=settings), drop)
     else:
-        _advise(guard.status())
+        _advise(disk.status(home))
     raise typer.Exit(2 if done.in_doubt else 0)
 
 
@@ -186,7 +187,7 @@ def _settings(file: Path | None, root: Path | None) -> Config:
     from .config import find_config, load_config, make_config
 
     if file is not None and root is not None:
-        raise typer.BadParameter("give either --config or --root")
+        raise ConfigError("give either --config or --root, not both")
     if root is None:
         return load_config(file)
     plain = make_config(root)

@@ -62,6 +62,7 @@ _ALL = {
 KINDS = tuple(_ALL)
 
 _START: dict[str, Any] = {"total": 0, "findings": []}
+_FIRST = '{"event": "the demo begins"}\n'
 _REPORT = "# Report\n\n## Findings\n\n## Sources\n\n- the agents of this demo\n"
 _END = "\n## Sources\n"
 _BULLET = re.compile(r"- #(\d+) by (.+): something worth keeping")
@@ -124,7 +125,7 @@ def _last(steps: Generator[None, None, str]) -> str:
 
 def _update_json(agent: str, n: int, folder: Path) -> Generator[None, None, str]:
     file = path(folder / "findings.json")
-    state = _loaded(file.read_text(encoding="utf-8"))
+    state = _loaded(_whole(file, lambda text: text.endswith("}\n")))
     yield
     state["findings"].append(_mark(agent, n))
     state["total"] += 1
@@ -134,7 +135,7 @@ def _update_json(agent: str, n: int, folder: Path) -> Generator[None, None, str]
 
 def _update_log(agent: str, n: int, folder: Path) -> Generator[None, None, str]:
     file = path(folder / "events.jsonl")
-    text = file.read_text(encoding="utf-8")
+    text = _whole(file, lambda text: text.endswith("}\n"))
     yield
     file.write_text(f"{text}{json.dumps(_mark(agent, n))}\n", encoding="utf-8")
     return f"event {n} of {agent} logged"
@@ -142,7 +143,7 @@ def _update_log(agent: str, n: int, folder: Path) -> Generator[None, None, str]:
 
 def _update_report(agent: str, n: int, folder: Path) -> Generator[None, None, str]:
     file = path(folder / "report.md")
-    before, _, after = file.read_text(encoding="utf-8").partition(_END)
+    before, _, after = _whole(file, lambda text: _END in text).partition(_END)
     yield
     line = f"- #{n} by {agent}: something worth keeping\n"
     file.write_text(f"{before}{line}{_END}{after}", encoding="utf-8")
@@ -174,16 +175,28 @@ def _mark(agent: str, n: int) -> dict[str, Any]:
     return {"agent": agent, "n": n, "text": "something worth keeping"}
 
 
+def _whole(file: Path, whole: Callable[[str], bool]) -> str:
+    """Unguarded, another agent may be just writing: look again some times, as a careful tool does, then take it."""
+    text = ""
+    for _ in range(200):
+        text = file.read_text(encoding="utf-8")
+        if whole(text):
+            break
+    return text
+
+
 def _loaded(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except ValueError:  # unguarded, another agent is just writing it: naive tools start over
+    except ValueError:  # two unguarded writers left a mixture: tools start over then
         found = json.loads(json.dumps(_START))
     return dict(found)
 
 
 def _open(folder: Path) -> sqlite3.Connection:
-    return sqlite3.connect(folder / "board.sqlite3", timeout=30, isolation_level=None)
+    board = sqlite3.connect(folder / "board.sqlite3", timeout=30, isolation_level=None)
+    board.execute("PRAGMA synchronous = OFF")  # a demo need not survive a power cut
+    return board
 
 
 def _row(board: sqlite3.Connection) -> dict[str, Any]:
@@ -201,7 +214,7 @@ def seed(kind: str, folder: Path) -> None:
     if kind == "json":
         file.write_text(json.dumps(_START, indent=2) + "\n", encoding="utf-8")
     elif kind == "log":
-        file.write_text("", encoding="utf-8")
+        file.write_text(_FIRST, encoding="utf-8")
     elif kind == "report":
         file.write_text(_REPORT, encoding="utf-8")
     else:
@@ -215,7 +228,7 @@ def seed(kind: str, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is left of the updates of one run. `torn`: damage, that is whatever cannot be read or is there twice."""
+    """What is left of the updates of one run. `torn`: places that cannot be read, are there twice or contradict."""
 
     expected: int
     kept: int
@@ -232,9 +245,9 @@ def count(kind: str, folder: Path, agents: int, rounds: int) -> Outcome:
     marks, total, torn = _READERS[kind_of(kind).name](folder)
     found = Counter(marks)
     twice = sum(number - 1 for number in found.values())
-    # An update of a state with a counter is kept when list and counter both show it.
+    # Where there is a counter beside the list, an update is kept when both show it.
     kept = len(found) if total is None else min(len(found), total)
-    torn += twice + (max(0, total - len(marks)) if total is not None else 0)
+    torn += twice + (total is not None and total != len(marks))
     expected = agents * rounds
     return Outcome(expected, kept, max(0, expected - kept), torn)
 
@@ -253,7 +266,8 @@ def _read_json(folder: Path) -> _Found:
 def _read_log(folder: Path) -> _Found:
     marks: list[tuple[str, int]] = []
     torn = 0
-    for line in (folder / "events.jsonl").read_text(encoding="utf-8", errors="replace").splitlines():
+    text = (folder / "events.jsonl").read_text(encoding="utf-8", errors="replace")
+    for line in text.removeprefix(_FIRST).splitlines():
         try:
             marks += _marks([json.loads(line)])
         except (ValueError, KeyError, TypeError):
@@ -301,46 +315,47 @@ class Gate:
     """Forces calls to overlap: whoever thinks waits until a second call has read as well, then both write.
 
     `gate()` in a thread, `await gate.wait()` in a coroutine; both kinds meet. Nobody waits longer than `patience`
-    seconds, so that calls which cannot overlap, because the guard lets in one at a time, are only a little slower. The
-    last of `calls` calls does not wait: nobody can come any more.
+    seconds (each time that nobody came, half of it), so that calls which cannot overlap, because the guard lets in one
+    at a time, are only a little slower. The last of `calls` calls does not wait: nobody can come any more.
     """
 
     def __init__(self, mode: str, calls: int, *, patience: float | None = None) -> None:
         # Without the guard somebody surely comes, however slow the machine is.
-        self.patience = patience if patience is not None else 1.0 if mode == "off" else 0.003
+        self.patience = patience if patience is not None else 1.0 if mode == "off" else 0.004
+        self._alone = 0  # how often in a row nobody came
         self._left = calls
         self._waiting: concurrent.futures.Future[None] | None = None
         self._mutex = threading.Lock()
 
     def __call__(self) -> None:
-        ticket = self._arrive()
+        ticket, seconds = self._arrive()
         if ticket is not None:
             with contextlib.suppress(concurrent.futures.TimeoutError):
-                ticket.result(self.patience)
+                ticket.result(seconds)
             self._leave(ticket)
 
     async def wait(self) -> None:
         """The async twin of calling it."""
-        ticket = self._arrive()
+        ticket, seconds = self._arrive()
         if ticket is not None:
             try:
-                await asyncio.wait([asyncio.wrap_future(ticket)], timeout=self.patience)
+                await asyncio.wait([asyncio.wrap_future(ticket)], timeout=seconds)
             finally:
                 self._leave(ticket)
 
-    def _arrive(self) -> concurrent.futures.Future[None] | None:
+    def _arrive(self) -> tuple[concurrent.futures.Future[None] | None, float]:
         with self._mutex:
             self._left -= 1
             met, self._waiting = self._waiting, None
             if met is not None:
+                self._alone = 0
                 met.set_result(None)
-                return None
-            if self._left <= 0:
-                return None
-            self._waiting = concurrent.futures.Future()
-            return self._waiting
+            elif self._left > 0:
+                self._waiting = concurrent.futures.Future()
+            return self._waiting, max(self.patience / 2**self._alone, min(self.patience, 0.002))
 
     def _leave(self, ticket: concurrent.futures.Future[None]) -> None:
         with self._mutex:
             if self._waiting is ticket:
                 self._waiting = None
+                self._alone = min(self._alone + 1, 20)

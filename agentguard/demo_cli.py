@@ -31,7 +31,7 @@ def show(framework: str, agents: int, rounds: int, asynchronous: bool, keep: Pat
     `keep` that is not a new or empty folder.
     """
     names = _named(framework)
-    with _folder(keep) as base:
+    with _folder(keep) as base, _folder(None) as scratch:
         progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -46,7 +46,7 @@ def show(framework: str, agents: int, rounds: int, asynchronous: bool, keep: Pat
         with contextlib.redirect_stdout(sys.stderr), progress:
             task = progress.add_task("starting", total=None)
             frameworks, missing = load(
-                names, base / ".crewai", loading=lambda title: progress.update(task, description=f"importing {title}")
+                names, scratch, loading=lambda title: progress.update(task, description=f"importing {title}")
             )
             if not frameworks or (missing and framework != "all"):
                 raise ConfigError("\n".join(missing))

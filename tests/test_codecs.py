@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentguard.codecs import BadContent, BadValue, codec_for
@@ -68,6 +68,7 @@ def test_the_suffix_decides(name: str, kind: str) -> None:
 # JSON
 
 
+@settings(deadline=None)
 @given(json_values)
 def test_json_gives_back_what_was_written(value: Any) -> None:
     data = JSON.dump(value)
@@ -76,12 +77,14 @@ def test_json_gives_back_what_was_written(value: Any) -> None:
     assert same(json.loads(data), value)
 
 
+@settings(deadline=None)
 @given(json_values, layouts, st.booleans())
 def test_an_unchanged_json_value_keeps_its_bytes(value: Any, layout: dict[str, Any], end: bool) -> None:
     data = (json.dumps(value, **layout) + "\n" * end).encode()
     assert JSON.dump(JSON.load(data), data) == data
 
 
+@settings(deadline=None)
 @given(json_values, json_values, layouts, st.booleans())
 def test_json_keeps_the_layout_of_what_was_there(old: Any, new: Any, layout: dict[str, Any], end: bool) -> None:
     old, new = {"k": "é", "v": old}, {"k": "è", "v": new}
@@ -96,6 +99,7 @@ def _layout(data: bytes) -> tuple[Any, ...]:
     return data.count(b"\n"), first[:6], data[:6], data.isascii(), data[-1:]
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=2**63) | st.integers(max_value=-(2**63) - 1))
 def test_json_integers_have_no_limit(number: int) -> None:
     assert JSON.load(b'{"n": %d}' % number) == {"n": number}
@@ -125,6 +129,7 @@ def test_subclasses_that_only_the_standard_library_writes() -> None:
     assert JSON.load(JSON.dump([Half(0.5), (1, 2)])) == [0.5, [1, 2]]
 
 
+@settings(deadline=None)
 @given(json_values, texts)
 def test_a_key_given_twice_is_found(value: Any, key: str) -> None:
     for shown in (json.dumps(key), json.dumps(key, ensure_ascii=False)):
@@ -155,7 +160,6 @@ BAD_JSON = [
     (b'["\\ud800"]', 1, "surrogate"),
     (b"[" * 5000 + b"]" * 5000, 1, "depth"),
     (b"9" * 5000, None, "limit"),
-    (b"[" * 900 + b"9" * 30 + b"]" * 900, None, "deep"),
 ]
 
 
@@ -164,16 +168,10 @@ def test_what_is_not_json(data: bytes, line: int | None, problem: str) -> None:
     if problem == "limit" and not hasattr(sys, "get_int_max_str_digits"):
         pytest.skip("this Python reads integers of any length")
     codec = codec_for("team/findings.json")
-    try:
-        value = codec.load(data)
-    except BadContent as error:
-        assert problem in str(error)
-    else:
-        assert problem == "deep", value  # how deep the standard library reads depends on the version
-        return
     with pytest.raises(BadContent) as caught:
         codec.load(data)
     error = caught.value
+    assert problem in str(error)
     assert isinstance(error, AgentGuardError)
     assert isinstance(error, ValueError)
     assert (error.resource, error.line) == ("team/findings.json", line)
@@ -183,6 +181,7 @@ def test_what_is_not_json(data: bytes, line: int | None, problem: str) -> None:
     assert (type(copy), str(copy), copy.fields) == (BadContent, str(error), error.fields)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=30))
 def test_any_bytes_are_a_value_or_bad_content(data: bytes) -> None:
     for codec in (JSON, LINES, YAML, TOML, codec_for("a.txt")):
@@ -239,6 +238,7 @@ def test_what_cannot_be_written(name: str, value: Any, place: str, problem: str,
 # JSON lines
 
 
+@settings(deadline=None)
 @given(st.lists(json_values, max_size=4))
 def test_jsonl_gives_back_what_was_written(records: list[Any]) -> None:
     data = LINES.dump(records)
@@ -335,16 +335,16 @@ def test_trees_keep_their_line_ends_and_unchanged_bytes(codec: Any, text: bytes,
     value = codec.load(text)
     assert codec.dump(value, text) == text
     value["limits"]["hours"] = 5
-    assert codec.dump(value, text) == text.replace(b"hours", b"hours").replace(b" 3 ", b" 5 ") or newline == b"\r\n"
-    assert codec.dump(value, text).count(newline) == text.count(newline)
-    assert codec.dump(value, text).count(b"\n") == text.count(b"\n")
+    assert codec.dump(value, text) == text.replace(b" 3 ", b" 5 ")
 
 
-@given(tables, tables, st.data())
-def test_toml_gives_back_what_was_written(old: dict[str, Any], new: dict[str, Any], data: st.DataObject) -> None:
+@settings(deadline=None)
+@given(tables, tables)
+def test_toml_gives_back_what_was_written(old: dict[str, Any], new: dict[str, Any]) -> None:
     _writes(TOML, old, new)
 
 
+@settings(deadline=None)
 @given(trees, trees)
 def test_yaml_gives_back_what_was_written(old: Any, new: Any) -> None:
     _writes(YAML, old, new)
@@ -361,12 +361,22 @@ def _writes(codec: Any, old: Any, new: Any) -> None:
         assert "read back" in error.problem or "character" in error.problem, error
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=6), st.lists(st.integers(0, 5), max_size=6))
 def test_lists_of_a_tree_may_change_in_any_way(old: list[int], new: list[int]) -> None:
     for codec in (YAML, TOML):
         before = codec.dump({"before": 1, "list": old, "after": 2})
         value = {"before": 1, "list": new, "after": 2}
         assert codec.load(codec.dump(value, before)) == value
+
+
+@pytest.mark.parametrize("codec", [YAML, TOML], ids=["yaml", "toml"])
+def test_lists_that_grow_or_shrink_keep_the_other_comments(codec: Any) -> None:
+    text = b"# top\na: [1, 2, 3]  # list\n" if codec is YAML else b"# top\na = [1, 2, 3]  # list\n"
+    for items in ([1], [1, 2, 3, 4], [1, 3], [0, 1, 2, 3], [1, 5, 6, 3]):
+        written = codec.dump({"a": items}, text)
+        expected = text.replace(b"1, 2, 3", str(items)[1:-1].encode())
+        assert written.replace(b" ", b"") == expected.replace(b" ", b"")  # the libraries move spaces
 
 
 def test_comments_of_a_file_without_values_stay() -> None:
@@ -446,6 +456,7 @@ def test_equal_for_a_reader_is_strict() -> None:
 # Text and bytes
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_text_is_untouched(text: str) -> None:
     codec = codec_for("a.md")
@@ -458,6 +469,7 @@ def test_newlines_and_marks_of_text_are_untouched() -> None:
     assert codec_for("a.csv").dump(codec_for("a.csv").load(data), data) == data
 
 
+@settings(deadline=None)
 @given(st.binary())
 def test_bytes_are_untouched(data: bytes) -> None:
     codec = codec_for("a.png")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentguard.config import (
@@ -68,7 +68,7 @@ def wrong(text: str, file: str = "agentguard.toml") -> ConfigError:
     assert error.file == str(Path(file).absolute())
     assert error.file in str(error)
     again = pickle.loads(pickle.dumps(error))
-    assert (str(again), again.fields) == (str(error), error.fields) or error.fields["value"] != error.fields["value"]
+    assert (str(again), repr(again.fields)) == (str(error), repr(error.fields))
     return error
 
 
@@ -155,7 +155,6 @@ def test_the_nearest_file_wins_in_a_known_order(tmp_path: Path, monkeypatch: pyt
     inner = tmp_path / "workspace" / "deep"
     inner.mkdir()
     monkeypatch.chdir(inner)
-    assert find_config(tmp_path / "workspace") is None or tmp_path not in find_config().parents  # type: ignore[union-attr]
     (tmp_path / "pyproject.toml").write_text("[tool.agentguard]\ntimeout = 1\n")
     assert find_config() == tmp_path / "pyproject.toml"
     for number, name in enumerate(("agentguard.yml", "agentguard.yaml"), 2):
@@ -359,6 +358,7 @@ def test_yaml_without_its_library_says_what_to_install(monkeypatch: pytest.Monke
         load_config()
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_any_text_is_a_configuration_or_an_error_with_its_file(text: str) -> None:
     for name in ("any.toml", "any.yaml"):
@@ -466,12 +466,14 @@ def test_looking_up_is_cached_but_bounded_and_leaves_no_trace() -> None:
         assert changed.resource("a").timeout == 1.0
 
 
+@settings(deadline=None)
 @given(st.text("ab*?[]!^\\.", max_size=8), st.text("ab*?[]!^\\.", max_size=6))
 def test_within_one_step_globs_are_those_of_fnmatch(glob: str, name: str) -> None:
     if "**" not in glob:
         assert bool(_pattern(glob).fullmatch(name)) == fnmatch.fnmatchcase(name, glob)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["a", "b", "*", "**", "?", "a*"]), min_size=1, max_size=4), st.data())
 def test_across_steps_globs_are_as_defined(steps: list[str], data: st.DataObject) -> None:
     name = data.draw(st.lists(st.sampled_from(["a", "b", "ab"]), min_size=1, max_size=4))
@@ -500,6 +502,7 @@ def test_a_range_of_characters(glob: str, matching: str, other: str) -> None:
 PLAIN = {"a/b*": 3, "ab*": 2, "a*": 1, "a?": 1, "**/a": 1, "a**": 1, "[ab]": 0, "*": 0, "?": 0, "**": 0}
 
 
+@settings(deadline=None)
 @given(st.permutations(list(PLAIN)))
 def test_plainer_globs_come_first_and_those_across_steps_last(order: list[str]) -> None:
     found = list(_Index({glob: ResourceConfig.model_validate({}) for glob in order}).order)

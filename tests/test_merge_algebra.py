@@ -163,12 +163,14 @@ def test_the_algebra_of_sets(base: list[Any], sides: list[list[Any]]) -> None:
     named = {f"a{number}": side for number, side in enumerate(sides)}
     options = Options(paths={"": "set"})
     outcome = merge_values(base, named, options)
-    if sum(not same(side, base) for side in sides) < 2:
-        return
+    if len({canon(side) for side in sides if not same(side, base)}) < 2:
+        return  # one version wins as it is, repeated elements included
     old, new = set(map(canon, base)), [set(map(canon, side)) for side in sides]
     result = list(map(canon, outcome.value))
     assert len(result) == len(set(result))
-    assert set(result) == (old - set().union(*(old - side for side in new))) | set().union(*(side - old for side in new))
+    assert set(result) == (old - set().union(*(old - side for side in new))) | set().union(
+        *(side - old for side in new)
+    )
     turned = merge_values(base, dict(reversed(named.items())), options)
     assert same(turned.value, outcome.value)
 

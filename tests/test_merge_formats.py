@@ -44,9 +44,9 @@ name = "a"  # first
 
 def test_yaml_keeps_everybodys_comments_where_lines_can_be_merged() -> None:
     one = YAML.replace("connect: 5", "connect: 6   # faster")
-    two = YAML.replace("name: 'demo'", "name: 'new'").replace("# all in seconds", "# seconds")
+    two = YAML.replace("name: 'demo'", "name: 'new'").replace("# first", "# the first")
     assert merged("yaml", YAML, one, two).value.decode() == one.replace("'demo'", "'new'").replace(
-        "# all in seconds", "# seconds"
+        "# first", "# the first"
     )
 
 
@@ -80,7 +80,7 @@ def test_yaml_conflicts_are_by_path() -> None:
 
 
 def test_yaml_paths_and_kinds_of_values() -> None:
-    base = "n: 1\nd: 2020-01-01\nt: 2020-01-01T10:00:00Z\nf: 1.0\n1: int\n~: null key\nb: true\n"
+    base = "n: 1\nd: 2020-01-01\nt: 2020-01-01T10:00:00Z\nf: 1.0\n1: int\nnull: null key\nb: true\n"
     outcome = merged("yaml", base, base.replace("n: 1", "n: 2"), base.replace("n: 1", "n: 3"), paths={"/n": "counter"})
     assert outcome.value.decode() == base.replace("n: 1", "n: 4")
     # A date is not the text that looks like it, 1 is not 1.0 and not true.
@@ -116,10 +116,15 @@ def test_yaml_anchors_are_kept_or_refused_but_never_wrong() -> None:
         ("a: 1\n---\nb: 2\n", "another document"),
         ("? [1, 2]\n: 3\n", "a key that is a list or a mapping"),
         ("a: .nan\n", "nan"),
-        ("a: &x [*x]\n", "an alias to itself"),
-        ("a: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("a: &x [*x]\n", "the alias *x stands inside itself"),
+        ("a: " + "[" * 100_000, "nested too deeply"),
+        ("- " * 3000 + "a", "nested too deeply"),
+        ("\n".join(" " * level + "a:" for level in range(300)), "nested too deeply"),
         ("\ufeffa: 1\n", "byte order mark"),
-        ("x: &x [" + "1," * 50 + "]\ny: &y [" + "*x," * 50 + "]\nz: [" + "*y," * 50 + "]\n", "aliases stand for too many"),
+        (
+            "x: &x [" + "1," * 50 + "]\ny: &y [" + "*x," * 50 + "]\nz: [" + "*y," * 50 + "]\n",
+            "aliases stand for too many",
+        ),
     ],
 )
 def test_yaml_that_cannot_be_merged_is_refused(broken: str, why: str) -> None:
@@ -153,7 +158,7 @@ def test_toml_new_tables_deleted_keys_and_lists() -> None:
     again = merged("toml", "", outcome.value.decode(), "")
     assert again.value == outcome.value
     assert outcome.value.decode() == (
-        "keep = 1\nl = [1, 2, 3, 4]\n\n[t]\nx = 2\n\n[u]\n[u.v]\ny = 2\n\n[w]\nz = 1979-05-27\n"
+        "keep = 1\nl = [1, 2, 3, 4]\n\n[t]\nx = 2\n\n[u.v]\ny = 2\n\n[w]\nz = 1979-05-27\n"
     )
 
 
@@ -167,7 +172,13 @@ def test_toml_conflict_and_strategy() -> None:
 
 @pytest.mark.parametrize(
     ("broken", "why"),
-    [("a = 1\na = 2\n", "a"), ("a = \n", "line 1"), ("a = nan\n", "nan"), ("\ufeffa = 1\n", "byte order mark")],
+    [
+        ("a = 1\na = 2\n", "a"),
+        ("a = \n", "line 1"),
+        ("a = nan\n", "nan"),
+        ("a = " + "[" * 100_000, "nested"),
+        ("\ufeffa = 1\n", "byte order mark"),
+    ],
 )
 def test_toml_that_cannot_be_merged_is_refused(broken: str, why: str) -> None:
     with pytest.raises(MergeConflict) as caught:
@@ -194,7 +205,10 @@ def test_a_missing_library_is_said_at_the_first_use_and_not_before(strategy: str
         "assert merge('json', b'1', {'a': b'2', 'b': b'2'}).value == b'2'\n"
         f"try: merge({strategy!r}, b'', {{'a': b'x', 'b': b'y'}})\n"
         "except ConfigError as error: print(error)\n"
-    ).replace("import ConfigError, check_strategy, merge", "import check_strategy, merge\nfrom agentguard.exceptions import ConfigError")
+    ).replace(
+        "import ConfigError, check_strategy, merge",
+        "import check_strategy, merge\nfrom agentguard.exceptions import ConfigError",
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert command in done.stdout

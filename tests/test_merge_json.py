@@ -18,7 +18,10 @@ def values(base: Any, *sides: Any, **options: Any) -> Merged:
 
 def files(base: bytes | None, *sides: bytes | None, **options: Any) -> Merged:
     return merge(
-        "json", base, {f"agent{number}": side for number, side in enumerate(sides)}, Options(resource="r.json", **options)
+        "json",
+        base,
+        {f"agent{number}": side for number, side in enumerate(sides)},
+        Options(resource="r.json", **options),
     )
 
 
@@ -47,7 +50,11 @@ CLEAN: dict[str, tuple[Any, list[Any], Any]] = {
     ),
     "true over one": ({"a": 1}, [{"a": True}, {"a": 1, "b": 1}], {"a": True, "b": 1}),
     "one over 1.0": ({"a": 1.0}, [{"a": 1}, {"a": 1.0, "b": 1}], {"a": 1, "b": 1}),
-    "deep true over one": ({"a": {"b": [1]}}, [{"a": {"b": [True]}}, {"a": {"b": [1]}, "c": 0}], {"a": {"b": [True]}, "c": 0}),
+    "deep true over one": (
+        {"a": {"b": [1]}},
+        [{"a": {"b": [True]}}, {"a": {"b": [1]}, "c": 0}],
+        {"a": {"b": [True]}, "c": 0},
+    ),
     "added by all, no base": (MISSING, [{"a": 1}, {"b": 2}], {"a": 1, "b": 2}),
 }
 
@@ -83,7 +90,12 @@ CONFLICTS: dict[str, tuple[Any, list[Any], list[str], Any]] = {
         ["/0/a"],
         [{"id": 1, "a": 0}, 9],
     ),
-    "all in one pass": ({"a": 0, "b": {"c": 0}}, [{"a": 1, "b": {"c": 1}}, {"a": 2, "b": {"c": 2}}], ["/a", "/b/c"], {"a": 0, "b": {"c": 0}}),
+    "all in one pass": (
+        {"a": 0, "b": {"c": 0}},
+        [{"a": 1, "b": {"c": 1}}, {"a": 2, "b": {"c": 2}}],
+        ["/a", "/b/c"],
+        {"a": 0, "b": {"c": 0}},
+    ),
 }
 
 
@@ -127,7 +139,12 @@ def test_a_conflict_says_all() -> None:
         ("text", "a\nb\nc\n", ["A\nb\nc\n", "a\nb\nC\n"], "A\nb\nC\n"),
         ("binary", [1], [[2], [2]], [2]),
         ("json", [1], [[1, 2], [1, 3]], [1, 2, 3]),
-        ("list:id", [{"id": 1, "a": 0}], [[{"id": 1, "a": 1}, {"id": 3}], [{"id": 2}, {"id": 1, "a": 0}]], [{"id": 1, "a": 1}, {"id": 2}, {"id": 3}]),
+        (
+            "list:id",
+            [{"id": 1, "a": 0}],
+            [[{"id": 1, "a": 1}, {"id": 3}], [{"id": 2}, {"id": 1, "a": 0}]],
+            [{"id": 1, "a": 1}, {"id": 2}, {"id": 3}],
+        ),
         ("list:id", MISSING, [[{"id": "b"}], [{"id": "a"}]], [{"id": "a"}, {"id": "b"}]),
         ("list:id", [{"id": 1}], [[{"id": 1}, {"id": 1}], [{"id": 2}]], None),
         ("list:id", [{"id": 1}], [[{"x": 1}], []], None),
@@ -257,7 +274,9 @@ def test_a_broken_base_can_be_repaired_by_one_agent_but_not_merged() -> None:
 
 def test_big_integers_stay_exact() -> None:
     big = 2**64 + 1
-    outcome = files(b'{"a": 0, "b": 0}', json.dumps({"a": big, "b": 0}).encode(), b'{"a": 0, "b": -9223372036854775809}')
+    outcome = files(
+        b'{"a": 0, "b": 0}', json.dumps({"a": big, "b": 0}).encode(), b'{"a": 0, "b": -9223372036854775809}'
+    )
     assert json.loads(outcome.value) == {"a": big, "b": -9223372036854775809}
     outcome = files(b'{"a": 18446744073709551617}', b'{"a": 18446744073709551618}', b'{"a": 18446744073709551619}')
     assert paths(outcome) == ["/a"]
@@ -312,3 +331,21 @@ def test_a_whole_file_may_be_a_counter_or_a_set() -> None:
     assert merge("counter", b"5\n", {"a": b"6\n", "b": b"6\n"}).value == b"7\n"
     assert merge("set", b"[1]", {"a": b"[1, 3]", "b": b"[1, 2]"}).value == b"[1, 2, 3]"
     assert merge("list:id", None, {"a": b'[{"id": 2}]', "b": b'[{"id": 1}]'}).value == b'[{"id": 1}, {"id": 2}]'
+
+
+def test_changes_count_records_and_keys() -> None:
+    base = {"list": [1, 2], "map": {"a": 1, "b": {"c": 1}}, "n": 0}
+    one = {"list": [1, 2, 3, 4, 5], "map": {"a": 2, "b": {"c": 2}}, "n": 0}
+    two = {"list": [1, 2, 6], "map": {"a": 1, "b": {"c": 1, "d": {"e": 1, "f": 2}}}, "n": 1}
+    assert values(base, one, two).changes == {"agent0": 5, "agent1": 3}
+    assert values(base, one).changes == {"agent0": 5}
+    assert values(MISSING, {"a": 1, "b": 2}, {"c": [1, 2]}).changes == {"agent0": 2, "agent1": 1}
+    assert values([], [1, 2], [3]).changes == {"agent0": 2, "agent1": 1}
+
+
+def test_contested_at_every_level_up_to_the_limit() -> None:
+    def nested(key: str, depth: int) -> bytes:
+        return b'{"x":' * depth + json.dumps({key: 1}).encode() + b"}" * depth
+
+    outcome = files(nested("a", 240), nested("b", 240), nested("c", 240))
+    assert outcome.value == nested("b", 240).replace(b'{"b": 1}', b'{"b":1,"c":1}')

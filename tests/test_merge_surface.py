@@ -62,9 +62,7 @@ def test_deleting_against_changing_is_a_conflict(strategy: str) -> None:
     outcome = merge(strategy, base, {"x": one, "y": None, "z": base, "w": two}, Options(resource="r"))
     assert outcome.value == base
     (conflict,) = outcome.conflicts
-    assert conflict == Conflict(
-        "r", "", base, {"x": one, "y": MISSING, "w": two}, "deleted by y and changed by others"
-    )
+    assert conflict == Conflict("r", "", base, {"x": one, "y": MISSING, "w": two}, "deleted by y and changed by others")
     for answer, result in ((MISSING, None), (b"new", b"new")):
         options = Options(resolve=lambda conflict, answer=answer: answer)
         assert merge(strategy, base, {"x": one, "y": None}, options).value == result
@@ -113,7 +111,16 @@ def test_the_default_goes_by_suffix(name: str, strategy: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "nearest"), [("jsn", "json"), ("JSON", "json"), ("apend", "append"), ("lst", "list:KEY"), ("list:", "list:id"), ("list", "list:id"), ("???", None)]
+    ("name", "nearest"),
+    [
+        ("jsn", "json"),
+        ("JSON", "json"),
+        ("apend", "append"),
+        ("lst", "list:KEY"),
+        ("list:", "list:id"),
+        ("list", "list:id"),
+        ("???", None),
+    ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest_one(name: str, nearest: str | None) -> None:
     for check in (check_strategy, check_path_strategy):

@@ -151,10 +151,6 @@ class Lock(Protocol):
         """Take `mode` (in addition to what is held) if that is possible at once without passing another waiter."""
         ...
 
-    def prepare(self) -> None:
-        """Called before `acquire` is handed to a thread: whatever must not happen during a fork."""
-        ...
-
     def acquire(self, mode: Mode, wanted: Callable[[], bool]) -> bool:
         """Wait in line for `mode`; False when `wanted()` turned False meanwhile (asked now and then, or never)."""
         ...

@@ -37,7 +37,7 @@ from . import record
 from .contract import Holder, Mode, is_directory
 from .forks import OPENING
 from .keyfile import FLAGS, KeyFile
-from .native import BUSY, UNSUPPORTED, Native, native, pread
+from .native import AT_ONCE, BUSY, EXCLUSIVE, SHARED, UNLOCK, UNSUPPORTED, Native, native, pread
 from .table import LockTable
 
 __all__ = ["FileBackend", "FileTable", "table_for"]
@@ -97,7 +97,7 @@ class FileBackend:
             _make(folder)
             found = folder.lstat()
         except OSError as error:
-            raise self.unusable(error) from error
+            raise self.explain(error) from error
         if stat.S_ISLNK(found.st_mode) or not stat.S_ISDIR(found.st_mode):
             kind = "a symbolic link" if stat.S_ISLNK(found.st_mode) else "no directory"
             raise ConfigError(f"the lock folder {folder} is {kind}: remove it, it is made anew", file=str(folder))
@@ -110,7 +110,7 @@ class FileBackend:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise ConfigError(f"the lock folder {folder} is not writable: give this user access", file=str(folder))
 
-    def unusable(self, error: OSError) -> ConfigError | OSError:
+    def explain(self, error: OSError) -> ConfigError | OSError:
         """What to raise for an error of the file system: a ConfigError unless it may pass by itself."""
         if error.errno in BUSY or error.errno in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
             return error
@@ -130,9 +130,13 @@ class FileBackend:
         """The lock of a key; its file is opened at first use."""
         return KeyFile(self, key)
 
+    def path(self, key: str) -> str:
+        """Where the lock file of a key lies."""
+        return str(self.folder / record.file_name(key))
+
     def holders(self, key: str) -> tuple[Holder, ...]:
         """Who holds a key: what its file says, if somebody has it locked. For a directory, what is held beneath it."""
-        found = self._probe(self.folder / record.file_name(key))
+        found = self._probe(Path(self.path(key)))
         if found is not None:
             return (found,)
         if not is_directory(key):
@@ -161,30 +165,34 @@ class FileBackend:
                 key = record.read_key(data)
                 if key is None:
                     return None
-                if not self.native.attempt(fd, False):
+                if not self._free(fd, SHARED):
                     held = Mode.EXCLUSIVE
-                else:
-                    if is_directory(key):
-                        held = Mode.SHARED if self._locked(path.with_name(path.name + ".shared")) else None
-                    elif self.native.shares and not self.native.attempt(fd, True):
-                        held = Mode.SHARED
-                    self.native.unlock(fd)
+                elif is_directory(key):
+                    held = None if self._unlocked(path.with_name(path.name + ".shared")) else Mode.SHARED
+                elif not self._free(fd, EXCLUSIVE):
+                    held = Mode.SHARED
             finally:
                 os.close(fd)
         return None if held is None else record.unpack(data, key, held)
 
-    def _locked(self, path: Path) -> bool:
+    def _unlocked(self, path: Path) -> bool:
         try:
             fd = os.open(path, FLAGS)
         except OSError:
-            return False
+            return True
         try:
-            if not self.native.attempt(fd, True):
-                return True
-            self.native.unlock(fd)
-            return False
+            return self._free(fd, EXCLUSIVE)
         finally:
             os.close(fd)
+
+    def _free(self, fd: int, operation: int) -> bool:
+        """Whether a lock could be had; given back at once."""
+        try:
+            self.native.flock(fd, operation | AT_ONCE)
+        except BlockingIOError:
+            return False
+        self.native.flock(fd, UNLOCK)
+        return True
 
 
 def _make(folder: Path) -> None:

@@ -10,11 +10,28 @@ from typing import Protocol
 
 from filelock import lock_descriptor, unlock_descriptor
 
-__all__ = ["BUSY", "Flock", "Native", "Polled", "native", "pread", "pwrite"]
+__all__ = [
+    "AT_ONCE",
+    "BUSY",
+    "EXCLUSIVE",
+    "SHARED",
+    "UNLOCK",
+    "UNSUPPORTED",
+    "Flock",
+    "Native",
+    "Polled",
+    "native",
+    "pread",
+    "pwrite",
+]
 
 # What `flock` and filelock answer when the file system has no locks at all.
 UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL}
 BUSY = {errno.EMFILE, errno.ENFILE}
+
+
+# The operations of `flock`, spelt out because `fcntl` is missing on Windows.
+SHARED, EXCLUSIVE, AT_ONCE, UNLOCK = 1, 2, 4, 8
 
 
 class Native(Protocol):
@@ -23,9 +40,16 @@ class Native(Protocol):
     shares: bool
     """Whether shared locks exist; where not, they are exclusive."""
 
-    def attempt(self, fd: int, exclusive: bool) -> bool: ...
-    def wait(self, fd: int, exclusive: bool, wanted: Callable[[], bool]) -> bool: ...
-    def unlock(self, fd: int) -> None: ...
+    flock: Callable[[int, int], None]
+    """`fcntl.flock`: raises BlockingIOError when AT_ONCE is not possible."""
+
+    def wait(self, fd: int, operation: int, wanted: Callable[[], bool]) -> bool:
+        """Block until the lock is there; False when `wanted()` turned False meanwhile (where it can be asked)."""
+        ...
+
+    def forget(self, fd: int) -> None:
+        """The descriptor is closed, and its lock with it."""
+        ...
 
 
 class Flock:
@@ -36,24 +60,14 @@ class Flock:
     def __init__(self) -> None:
         import fcntl
 
-        self._flock = fcntl.flock
-        self._now = (fcntl.LOCK_SH | fcntl.LOCK_NB, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._blocking = (fcntl.LOCK_SH, fcntl.LOCK_EX)
-        self._unlock = fcntl.LOCK_UN
+        self.flock: Callable[[int, int], None] = fcntl.flock
 
-    def attempt(self, fd: int, exclusive: bool) -> bool:
-        try:
-            self._flock(fd, self._now[exclusive])
-        except BlockingIOError:
-            return False
+    def wait(self, fd: int, operation: int, wanted: Callable[[], bool]) -> bool:
+        self.flock(fd, operation)
         return True
 
-    def wait(self, fd: int, exclusive: bool, wanted: Callable[[], bool]) -> bool:
-        self._flock(fd, self._blocking[exclusive])
-        return True
-
-    def unlock(self, fd: int) -> None:
-        self._flock(fd, self._unlock)
+    def forget(self, fd: int) -> None:
+        pass
 
 
 class Polled:
@@ -63,28 +77,33 @@ class Polled:
 
     def __init__(self) -> None:
         self._locked: set[int] = set()  # taking a lock twice is an error on Windows
+        self.flock: Callable[[int, int], None] = self._flock
 
-    def attempt(self, fd: int, exclusive: bool) -> bool:
-        if fd in self._locked:
-            return True
-        if not lock_descriptor(fd, blocking=False):
-            return False
-        self._locked.add(fd)
-        return True
+    def _flock(self, fd: int, operation: int) -> None:
+        if operation == UNLOCK:
+            if fd in self._locked:
+                self._locked.discard(fd)
+                unlock_descriptor(fd)
+        elif fd not in self._locked:
+            if not lock_descriptor(fd, blocking=False):
+                raise BlockingIOError(errno.EWOULDBLOCK, "locked by another process")
+            self._locked.add(fd)
 
-    def wait(self, fd: int, exclusive: bool, wanted: Callable[[], bool]) -> bool:
+    def wait(self, fd: int, operation: int, wanted: Callable[[], bool]) -> bool:
         started = time.monotonic()
-        while not self.attempt(fd, exclusive):
-            if not wanted():
-                return False
-            # A sixteenth of the time already waited: late by at most that share, and cheap in a long wait.
-            time.sleep(min(0.005, max(50e-6, (time.monotonic() - started) / 16)))
-        return True
+        while True:
+            try:
+                self._flock(fd, operation)
+            except BlockingIOError:
+                if not wanted():
+                    return False
+                # A sixteenth of the time already waited: late by at most that share, and cheap in a long wait.
+                time.sleep(min(0.005, max(50e-6, (time.monotonic() - started) / 16)))
+            else:
+                return True
 
-    def unlock(self, fd: int) -> None:
-        if fd in self._locked:
-            self._locked.discard(fd)
-            unlock_descriptor(fd)
+    def forget(self, fd: int) -> None:
+        self._locked.discard(fd)
 
 
 def native() -> Native:

@@ -63,29 +63,28 @@ class Pumps:
             return False
         return True
 
-    def _work(self, job: Job) -> None:
-        while True:
+    def _work(self, job: Job | None) -> None:
+        while job is not None:
             job()
-            del job  # an idle thread keeps no table alive
+            job = None  # an idle thread keeps no table alive
             with self._mutex:
-                if not self._polling and self._backlog:
-                    job = self._backlog.popleft()
-                    continue_now = True
+                if self._backlog:
+                    self._jobs.put(self._backlog.popleft())
                 else:
                     self._idle += 1
-                    continue_now = False
-            if continue_now:
-                continue
-            try:
-                job = self._jobs.get(timeout=IDLE_SECONDS)
-            except queue.Empty:
-                with self._mutex:
-                    try:
-                        job = self._jobs.get_nowait()
-                    except queue.Empty:
-                        self._idle -= 1
-                        self.threads -= 1
-                        return
+            job = self._next()
+
+    def _next(self) -> Job | None:
+        try:
+            return self._jobs.get(timeout=IDLE_SECONDS)
+        except queue.Empty:
+            with self._mutex:
+                try:
+                    return self._jobs.get_nowait()
+                except queue.Empty:
+                    self._idle -= 1
+                    self.threads -= 1
+                    return None
 
     def _poll(self) -> None:
         while True:

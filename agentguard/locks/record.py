@@ -73,8 +73,11 @@ def next_token(last: int, boot: int) -> int:
 
 
 def _text(owner: Owner) -> bytes:
-    text = "\0".join((this_host()[:64], owner.agent[:80], owner.run[:80], owner.tool[:80]))
-    return text.encode("utf-8", "replace")[:_TEXT]
+    text = f"{this_host()}\0{owner.agent}\0{owner.run}\0{owner.tool}".encode("utf-8", "replace")
+    if len(text) <= _TEXT:
+        return text
+    short = "\0".join(part[:25] for part in (this_host(), owner.agent, owner.run, owner.tool))
+    return short.encode("utf-8", "replace")
 
 
 def pack_grant(token: int, owner: Owner) -> bytes:

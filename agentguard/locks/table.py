@@ -6,19 +6,19 @@ here. Between processes the table holds each key once, through its backend's `Lo
 
 from __future__ import annotations
 
-import errno
-import itertools
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from functools import partial
 
 from ..exceptions import AgentGuardError, LockLost
 from .contract import Backend, Holder, KeyStatistics, Lock, Mode, Statistics
 from .cycles import BLOCKED_LOOPS, forbid_cycle, forbid_upgrade
+from .domain import Domain
 from .forks import MUTEX, after_fork
+from .native import BUSY
 from .pump import Pumps
 from .tickets import Claim, Queue, Ticket
 
@@ -31,40 +31,9 @@ _wake: deque[tuple[Future[None], BaseException | None]] = deque()
 _pumps = Pumps(MUTEX)
 _tables: weakref.WeakSet[LockTable] = weakref.WeakSet()
 
-# For so long (seconds) callers of this process may follow each other before a waiting process gets its turn.
-COHORT = 0.005
-# Idle keys that keep their state and descriptors.
-IDLE = 256
+# So many idle keys keep their state and their descriptors (one each, more after contention).
+IDLE = 128
 _BUCKETS = 4096
-
-
-class Domain(Queue):
-    """A key: the queue of this process, and what the process holds of the key's lock between processes."""
-
-    __slots__ = ("_draining", "grants", "have", "key", "lock", "longest", "pumping", "taken", "used")
-
-    def __init__(self, key: str, lock: Lock | None) -> None:
-        super().__init__()
-        self.key = key
-        self.lock = lock
-        self.have: Mode | None = None
-        self.taken = 0.0  # monotonic time at which `have` was taken, or last seen to be in nobody's way
-        self.pumping = False  # a thread is in `lock.acquire`: nobody else may touch the lock
-        self._draining = False
-        self.grants = 0
-        self.longest = 0.0
-        self.used = False
-
-    @property
-    def draining(self) -> bool:
-        return self._draining
-
-    def give_back(self) -> None:
-        """Give the lock between processes back whole; nothing is granted here any more."""
-        self._draining = False
-        if self.have is not None and self.lock is not None:
-            self.have = None
-            self.lock.release(None)
 
 
 class LockTable:
@@ -77,12 +46,13 @@ class LockTable:
     def __init__(self, backend: Backend | None = None) -> None:
         self._backend = backend
         self._domains: dict[str, Domain] = {}
+        self._limit = IDLE
         self._closed = False
         self._grants = 0
         self._waits = 0
         self._longest = 0.0
-        # Without lock files a token needs a memory of its own that does not grow with the number of keys: one counter
-        # for all keys of a hash bucket, begun at the clock so that a restarted process goes on above the last one.
+        # Without a backend the tokens need a memory that does not grow with the number of keys: one counter for all
+        # keys of a hash bucket, begun at the clock so that a restarted process goes on above the last one.
         self._tokens = [time.time_ns() // 1000] * _BUCKETS if backend is None else []
         with MUTEX:
             _tables.add(self)
@@ -91,46 +61,26 @@ class LockTable:
         """Ask for a key; the ticket is granted at once, or waits in line. Never blocks.
 
         Whoever gets the ticket gives it to `release` once, granted or not. A claim inside another one that holds the
-        key in a mode that covers `mode` works inside that hold: there it excludes only its siblings, and shares the
-        token. Raises Deadlock if waiting would never end, ValueError for an intention on a key that is no directory,
-        ConfigError or OSError when the place of the locks cannot be used; then there is no ticket.
+        key in a mode that covers `mode` works inside that hold: there it excludes only its siblings, and it shares
+        the token. Raises Deadlock if waiting would never end, ValueError for an intention on a key that is no
+        directory, ConfigError or OSError when the place of the locks cannot be used; then there is no ticket.
         """
         if mode.intent and not key.endswith(("/", ":")):
             raise ValueError(f"{key!r} is no directory (it does not end in '/' or ':'): it cannot be held {mode}")
         ticket = Ticket(claim, key, mode)
-        MUTEX.acquire()
         try:
-            if _released:
-                _work_off()
-            if self._closed:
-                raise AgentGuardError(f"the lock table is closed: {key!r} was not locked", resource=key)
-            outer = _around(claim, key)
-            if outer is not None:
-                if not outer.mode.covered & mode.bit:
-                    forbid_upgrade(ticket, outer)
-                if outer.children is None:
-                    outer.children = Queue(outer)
-                queue: Queue = outer.children
-                if queue.waiting or queue.mask & mode.conflicts:
-                    self._line_up(ticket, queue)
-                else:
-                    self._grant(ticket, queue)
-                return ticket
-            domain = self._domains.get(key)
-            if domain is None:
-                domain = self._add(key)
-            if domain.waiting or domain.mask & mode.conflicts:
-                self._line_up(ticket, domain)
-            elif domain.lock is None or self._obtain(domain, mode):
-                self._grant(ticket, domain)
-            else:
-                self._line_up(ticket, domain)
-                self._pump(domain)
-            return ticket
+            with MUTEX:
+                if _released:
+                    _work_off()
+                try:
+                    self._request(ticket)
+                except BaseException:
+                    self._withdraw(ticket)
+                    raise
         finally:
-            MUTEX.release()
             if _released or _wake:
                 _leave()
+        return ticket
 
     def release(self, ticket: Ticket) -> None:
         """Give a ticket back, or stop waiting for it; the next in line is granted.
@@ -142,8 +92,7 @@ class LockTable:
         _leave()
 
     def release_all(self, claim: Claim) -> None:
-        """Release every ticket of a claim, in reverse: also one whose `request` was interrupted by an exception
-        (KeyboardInterrupt) before the caller had it in hand."""
+        """Release every ticket that a claim has left: also one that an exception kept from reaching the caller."""
         tickets = [ticket for ticket in [*(claim.waits or ())] if ticket.claim is claim]
         for held in reversed([*claim.held.values()]):
             ticket: Ticket | None = held
@@ -156,20 +105,23 @@ class LockTable:
     def holders(self, key: str) -> tuple[Holder, ...]:
         """Who holds a key: in this process, else as other processes wrote it down; () when it is free."""
         with MUTEX:
+            _work_off()
             domain = self._domains.get(key)
-            found = tuple(_describe(domain)) if domain is not None else ()
+            found = () if domain is None else tuple(domain.holders())
         _leave()
         return found or (self._backend.holders(key) if self._backend is not None else ())
 
     def blockers(self, ticket: Ticket) -> tuple[Holder, ...]:
-        """Who is in the way of a waiting ticket now, for the text of an error; () when it does not wait."""
+        """Who holds what a waiting ticket waits for now, for the text of an error; () when it does not wait."""
         with MUTEX:
+            _work_off()
             queue = ticket.queue
-            if queue is None or ticket.granted:
-                return ()
-            found = tuple(other.holder() for other in queue.blockers(ticket) if other.granted)
+            waits = queue is not None and not ticket.granted
+            found = (
+                tuple(other.holder() for other in queue.blockers(ticket) if other.granted) if queue and waits else ()
+            )
         _leave()
-        return found or self.holders(ticket.key)
+        return found or (self.holders(ticket.key) if waits else ())
 
     def verify(self, ticket: Ticket) -> None:
         """Raise LockLost if a ticket no longer excludes others: released, inherited by a fork, its lock file deleted.
@@ -177,12 +129,13 @@ class LockTable:
         To be called right before what the lock protects is made visible.
         """
         with MUTEX:
-            held = ticket.granted and ticket.queue is not None
-            inner: Queue | None = ticket.queue
-            while inner is not None and inner.inside is not None:
-                inner = inner.inside.queue
-            if held and isinstance(inner, Domain) and inner.lock is not None and not inner.pumping:
-                held = not inner.lock.lost()
+            _work_off()
+            queue = ticket.queue
+            held = ticket.granted
+            while queue is not None and queue.inside is not None:
+                queue = queue.inside.queue
+            if held and isinstance(queue, Domain) and queue.lock is not None and not queue.pumping:
+                held = not queue.lock.lost()
         _leave()
         if not held:
             raise LockLost(
@@ -195,10 +148,11 @@ class LockTable:
     def statistics(self) -> Statistics:
         """The table now. Keys that are neither held nor waited for are left out."""
         with MUTEX:
+            _work_off()
             keys = []
             for key, domain in self._domains.items():
                 if not domain.empty():
-                    holders = tuple(_describe(domain))
+                    holders = tuple(domain.holders())
                     since = min((holder.since for holder in holders), default=None)
                     waiters = len(domain.waiting or ())
                     keys.append(KeyStatistics(key, holders, waiters, since, domain.grants, domain.longest))
@@ -209,138 +163,83 @@ class LockTable:
     def scan(self) -> tuple[Holder, ...]:
         """Everything held SHARED or EXCLUSIVE now by any living process that uses the same place."""
         with MUTEX:
-            mine = [holder for domain in self._domains.values() for holder in _describe(domain)]
-            mine = [holder for holder in mine if not holder.mode.intent]
+            _work_off()
+            mine = [h for domain in self._domains.values() for h in domain.holders() if not h.mode.intent]
         _leave()
-        if self._backend is None:
-            return tuple(mine)
-        return (*mine, *self._backend.scan({holder.key for holder in mine}))
+        others = () if self._backend is None else self._backend.scan({holder.key for holder in mine})
+        return (*mine, *others)
 
     def close(self) -> None:
-        """Refuse new requests and close what is idle. What is held or waited for stays so until it is released."""
+        """Refuse further keys and close idle ones; what is held or waited for goes on until it is released."""
         with MUTEX:
+            _work_off()
             self._closed = True
             self._sweep(0)
         _leave()
 
-    # -- under the mutex -------------------------------------------------------------------------------------------
+    # -- under the mutex: asking -----------------------------------------------------------------------------------
+
+    def _request(self, ticket: Ticket) -> None:
+        key, mode = ticket.key, ticket.mode
+        claim: Claim | None = ticket.claim
+        while claim is not None:
+            outer = claim.held.get(key)
+            if outer is not None:
+                self._request_inside(ticket, outer)
+                return
+            claim = claim.parent
+        domain = self._domains.get(key)
+        if domain is None:
+            domain = self._add(key)
+        ticket.queue = domain
+        if domain.waiting or domain.mask & mode.conflicts:
+            self._line_up(ticket, domain)
+        elif self._obtain(domain, mode):
+            self._grant(ticket, domain)
+        else:
+            self._line_up(ticket, domain)
+            self._pump(domain)
+
+    def _request_inside(self, ticket: Ticket, outer: Ticket) -> None:
+        if not outer.mode.covers(ticket.mode):
+            forbid_upgrade(ticket, outer)
+        queue = outer.children
+        if queue is None:
+            queue = outer.children = Queue(outer)
+        ticket.queue = queue
+        if queue.open_to(ticket.mode):
+            self._grant(ticket, queue)
+        else:
+            self._line_up(ticket, queue)
 
     def _add(self, key: str) -> Domain:
-        if len(self._domains) >= IDLE:
+        if self._closed:
+            raise AgentGuardError(f"the lock table is closed: {key!r} was not locked", resource=key)
+        if len(self._domains) >= self._limit:
             self._sweep(IDLE // 2)
-        domain = Domain(key, self._backend.open(key) if self._backend is not None else None)
+            # Sweeping looks at every key: where many are held, do it again only after half as many more.
+            self._limit = max(IDLE, len(self._domains) * 3 // 2)
+        domain = Domain(key, None if self._backend is None else self._backend.open(key))
         self._domains[key] = domain
         return domain
 
-    def _sweep(self, leave: int) -> None:
-        """Drop idle keys, oldest first, until `leave` of them are left; one used since the last sweep is spared once."""
-        idle = [domain for domain in self._domains.values() if domain.empty() and not domain.pumping]
-        surplus = len(idle) - leave
-        for domain in itertools.chain((d for d in idle if not d.used), (d for d in idle if d.used)):
-            if surplus <= 0:
-                break
-            surplus -= 1
-            del self._domains[domain.key]
-            if domain.lock is not None:
-                domain.lock.close()
-        for domain in idle:
-            domain.used = False
-
     def _obtain(self, domain: Domain, mode: Mode) -> bool:
-        """Whether the first in line may be granted now, as far as other processes are concerned.
-
-        Takes the lock between processes if that is possible at once. Otherwise either a thread must wait for it
-        (`_pump` decides) or, when `domain.draining`, what is granted here must end first.
-        """
-        lock, have = domain.lock, domain.have
-        if lock is None:
-            return True
-        if domain.pumping:
-            return False
-        if have is not None:
-            if domain._draining:
-                if domain.granted:
-                    return False
-                domain.give_back()
-                return False
-            # Readers do not stay under an exclusive lock between processes: other processes' readers could not join.
-            if have.covered & mode.bit and (domain.granted or have is not Mode.EXCLUSIVE or mode is Mode.EXCLUSIVE):
-                now = time.monotonic()
-                if now - domain.taken < COHORT:
-                    return True
-                if not lock.contended():
-                    domain.taken = now
-                    return True
-                if domain.granted:
-                    domain._draining = True  # another process waits: it comes after those who are in, before this one
-                else:
-                    domain.give_back()
-                return False
-            if domain.granted:
-                if not lock.extends(mode):
-                    domain._draining = True
-                elif self._try(lock, mode):
-                    domain.have = lock.mode
-                    return True
-                return False
-            domain.give_back()
-        if self._try(lock, mode):
-            domain.have = lock.mode
-            domain.taken = time.monotonic()
-            return True
-        return False
-
-    def _try(self, lock: Lock, mode: Mode) -> bool:
         try:
-            return lock.try_acquire(mode)
+            return domain.obtain(mode)
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE):
+            if error.errno not in BUSY:
                 raise
-        self._sweep(0)
+        self._sweep(0, spare=domain)
         try:
-            return lock.try_acquire(mode)
+            return domain.obtain(mode)
         except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE):
+            if error.errno not in BUSY:
                 raise
-            return False  # the thread that waits for the lock waits for descriptors as well
-
-    def _grant(self, ticket: Ticket, queue: Queue) -> None:
-        outer = queue.inside
-        if outer is not None:
-            ticket.token = outer.token
-        else:
-            assert isinstance(queue, Domain)
-            ticket.token = self._token(ticket, queue)
-            queue.grants += 1
-            queue.used = True
-        if ticket.future is not None:
-            self._leave_line(ticket, queue)
-        self._grants += 1
-        queue.admit(ticket)
-        ticket.queue = queue
-        ticket.since = time.time()
-        ticket.granted = True
-        ticket.claim.held[ticket.key] = ticket
-        if ticket.future is not None:
-            _wake.append((ticket.future, None))
-
-    def _token(self, ticket: Ticket, domain: Domain) -> int:
-        lock = domain.lock
-        if lock is not None:
-            if ticket.mode is Mode.EXCLUSIVE:
-                return lock.stamp(ticket.claim.owner)
-            if ticket.mode is Mode.SHARED and not domain.granted:
-                lock.describe(ticket.claim.owner)
-            return lock.token
-        bucket = hash(ticket.key) % _BUCKETS
-        if ticket.mode is Mode.EXCLUSIVE:
-            self._tokens[bucket] += 1
-        return self._tokens[bucket]
+            return False  # whoever waits for the lock waits for descriptors as well
 
     def _line_up(self, ticket: Ticket, queue: Queue) -> None:
         forbid_cycle(ticket, queue)
         ticket.future = Future()
-        ticket.queue = queue
         ticket.since = time.monotonic()
         queue.enqueue(ticket)
         for claim in ticket.claim.family():
@@ -351,14 +250,119 @@ class LockTable:
 
     def _leave_line(self, ticket: Ticket, queue: Queue) -> None:
         if queue.waiting is not None:
-            del queue.waiting[ticket]
+            queue.waiting.pop(ticket, None)
         for claim in ticket.claim.family():
             if claim.waits is not None:
                 claim.waits.pop(ticket, None)
-        waited = time.monotonic() - ticket.since
-        self._longest = max(self._longest, waited)
+
+    def _grant(self, ticket: Ticket, queue: Queue) -> None:
+        future = ticket.future
+        if future is not None:
+            waited = time.monotonic() - ticket.since
+            self._longest = max(self._longest, waited)
+            if isinstance(queue, Domain):
+                queue.longest = max(queue.longest, waited)
         if isinstance(queue, Domain):
-            queue.longest = max(queue.longest, waited)
+            ticket.token = self._token(ticket, queue)
+            queue.grants += 1
+            queue.used = True
+        elif queue.inside is not None:
+            ticket.token = queue.inside.token
+        # In this order `_withdraw` of another ticket can tell, after an interrupt, how far this one had come.
+        queue.admit(ticket)
+        ticket.since = time.time()
+        ticket.claim.held[ticket.key] = ticket
+        ticket.granted = True
+        self._grants += 1
+        if future is not None:
+            self._leave_line(ticket, queue)
+            _wake.append((future, None))
+
+    def _token(self, ticket: Ticket, domain: Domain) -> int:
+        lock, mode = domain.lock, ticket.mode
+        if lock is None:
+            bucket = hash(ticket.key) % _BUCKETS
+            if mode is Mode.EXCLUSIVE:
+                self._tokens[bucket] += 1
+            return self._tokens[bucket]
+        if mode is Mode.EXCLUSIVE:
+            return lock.stamp(ticket.claim.owner)
+        if mode is Mode.SHARED and not domain.granted:
+            lock.describe(ticket.claim.owner)
+        return lock.token
+
+    # -- under the mutex: giving back ------------------------------------------------------------------------------
+
+    def _release(self, ticket: Ticket) -> None:
+        queue = ticket.queue
+        if queue is None or ticket.lingers:
+            return
+        if not ticket.granted:
+            self._leave_line(ticket, queue)
+            ticket.queue = None
+            self._settle(queue)
+            return
+        _let_go(ticket, queue)
+        ticket.granted = False
+        if ticket.children is not None and not ticket.children.empty():
+            ticket.lingers = True  # the calls inside go on: the key stays theirs until the last of them has ended
+        else:
+            self._remove(ticket, queue)
+
+    def _remove(self, ticket: Ticket, queue: Queue) -> None:
+        queue.remove(ticket)
+        ticket.queue = None
+        ticket.lingers = False
+        self._settle(queue)
+
+    def _withdraw(self, ticket: Ticket) -> None:
+        """Undo a request, or finish a release, that an exception broke off: an interrupt can come at any line."""
+        queue = ticket.queue
+        if queue is None:
+            return
+        _let_go(ticket, queue)
+        ticket.granted = False
+        self._leave_line(ticket, queue)
+        if ticket.children is not None and not ticket.children.empty() and ticket in queue.granted:
+            ticket.lingers = True
+            return
+        ticket.queue = None
+        ticket.lingers = False
+        queue.expel(ticket)
+        for other in [*queue.granted]:  # others that were being granted: again, or to the end
+            if other.future is not None and not other.future.done():
+                if other.granted:
+                    self._leave_line(other, queue)
+                    _wake.append((other.future, None))
+                elif not other.lingers:
+                    queue.expel(other)
+                    queue.enqueue(other, first=True)
+        if isinstance(queue, Domain) and not queue.granted and not queue.pumping:
+            queue.give_back()
+        self._settle(queue)
+
+    def _settle(self, queue: Queue) -> None:
+        """Grant whoever can be granted now, and fit the lock between processes to what is granted."""
+        if not isinstance(queue, Domain):
+            while (head := queue.head()) is not None:
+                self._grant(head, queue)
+            outer = queue.inside
+            if outer is not None and outer.lingers and queue.empty() and outer.queue is not None:
+                self._remove(outer, outer.queue)
+            return
+        if queue.pumping:
+            return  # the thread that waits for the lock settles once it has it
+        try:
+            while (head := queue.head()) is not None:
+                if not self._obtain(queue, head.mode):
+                    self._pump(queue)
+                    return
+                self._grant(head, queue)
+        except (OSError, AgentGuardError) as error:
+            self._fail(queue, error)
+        queue.fit()
+        if self._closed and queue.empty():
+            self._drop(queue)
 
     def _fail(self, domain: Domain, error: BaseException) -> None:
         """Nobody can be granted this key now: every waiter gets the error."""
@@ -367,69 +371,23 @@ class LockTable:
             ticket.queue = None
             if ticket.future is not None:
                 _wake.append((ticket.future, error))
-
-    def _release(self, ticket: Ticket) -> None:
-        queue = ticket.queue
-        if queue is None or ticket.lingers:
-            return
-        if not ticket.granted:
-            ticket.queue = None
-            self._leave_line(ticket, queue)
-            self._settle(queue)
-            return
-        ticket.granted = False
-        held = ticket.claim.held
-        if held.get(ticket.key) is ticket:
-            outer = queue.inside
-            while outer is not None and not (outer.granted and outer.claim is ticket.claim):
-                outer = None if outer.queue is None else outer.queue.inside
-            if outer is None:
-                del held[ticket.key]
-            else:
-                held[ticket.key] = outer  # asked for twice by one claim: the first ticket is in force again
-        if ticket.children is not None and not ticket.children.empty():
-            ticket.lingers = True  # the calls inside go on: the key stays theirs until the last of them has ended
-        else:
-            self._remove(ticket, queue)
-
-    def _remove(self, ticket: Ticket, queue: Queue) -> None:
-        ticket.queue = None
-        ticket.lingers = False
-        queue.remove(ticket)
-        self._settle(queue)
-
-    def _settle(self, queue: Queue) -> None:
-        """Grant whoever can be granted now, and fit the lock between processes to what is granted."""
-        if isinstance(queue, Domain):
-            if not queue.pumping:  # else the thread that waits for the lock settles when it has it
-                try:
-                    self._settle_domain(queue)
-                except (OSError, AgentGuardError) as error:
-                    queue.have = None if queue.lock is None else queue.lock.mode
-                    self._fail(queue, error)
-                    if not queue.granted:
-                        queue.give_back()
-            return
-        while (head := queue.head()) is not None:
-            self._grant(head, queue)
-        outer = queue.inside
-        if outer is not None and outer.lingers and queue.empty() and outer.queue is not None:
-            self._remove(outer, outer.queue)
-
-    def _settle_domain(self, domain: Domain) -> None:
-        while (head := domain.head()) is not None:
-            if domain.lock is not None and not self._obtain(domain, head.mode):
-                self._pump(domain)
-                return
-            self._grant(head, domain)
-        if domain.lock is None or domain.have is None:
-            return
-        need = domain.needs()
-        if need is None:
+        if not domain.granted:
             domain.give_back()
-        elif not domain.draining and not need.covered & domain.have.bit:
-            domain.lock.release(need)
-            domain.have = domain.lock.mode
+
+    def _sweep(self, leave: int, spare: Domain | None = None) -> None:
+        """Drop idle keys until `leave` are left: first those not used since the last sweep, oldest first."""
+        idle = [d for d in self._domains.values() if d is not spare and not d.pumping and d.empty()]
+        idle.sort(key=lambda domain: domain.used)
+        for domain in idle[: max(0, len(idle) - leave)]:
+            self._drop(domain)
+        for domain in self._domains.values():
+            domain.used = False
+
+    def _drop(self, domain: Domain) -> None:
+        if self._domains.get(domain.key) is domain:
+            del self._domains[domain.key]
+        if domain.lock is not None:
+            domain.lock.close()
 
     # -- waiting for other processes -------------------------------------------------------------------------------
 
@@ -438,12 +396,12 @@ class LockTable:
         lock = domain.lock
         if lock is None or domain.pumping or (domain.draining and domain.granted):
             return
-        lock.prepare()
+        domain.pumping = True
         try:
             _pumps.submit(partial(self._wait_for, domain, lock), partial(self._poll, domain))
-        except RuntimeError as error:
-            raise OSError(errno.EAGAIN, str(error)) from None
-        domain.pumping = True
+        except BaseException:
+            domain.pumping = False
+            raise
 
     def _wait_for(self, domain: Domain, lock: Lock) -> None:
         error: BaseException | None = None
@@ -455,13 +413,12 @@ class LockTable:
             except (OSError, AgentGuardError) as reason:
                 error = reason
         with MUTEX:
-            if domain.lock is lock:  # else the process has forked meanwhile
-                domain.pumping = False
-                domain.have = lock.mode
-                domain.taken = time.monotonic()
-                if error is not None:
-                    self._fail(domain, error)
-                self._settle(domain)
+            domain.pumping = False
+            domain.have = lock.mode
+            domain.taken = time.monotonic()
+            if error is not None:
+                self._fail(domain, error)
+            self._settle(domain)
         _leave()
 
     def _poll(self, domain: Domain) -> None:
@@ -479,6 +436,19 @@ class LockTable:
         self._domains = {}
 
 
+def _let_go(ticket: Ticket, queue: Queue) -> None:
+    """The claim does not hold this ticket any more; an earlier one that it has for the same key counts again."""
+    held = ticket.claim.held
+    if held.get(ticket.key) is ticket:
+        outer = queue.inside
+        while outer is not None and not (outer.granted and outer.claim is ticket.claim):
+            outer = None if outer.queue is None else outer.queue.inside
+        if outer is None:
+            del held[ticket.key]
+        else:
+            held[ticket.key] = outer
+
+
 def _forget(queue: Queue) -> None:
     for ticket in (*queue.granted, *(queue.waiting or ())):
         if ticket.children is not None:
@@ -490,30 +460,17 @@ def _forget(queue: Queue) -> None:
             claim.waits = None
 
 
-def _around(claim: Claim, key: str) -> Ticket | None:
-    """The ticket of the claim itself, or of the nearest claim around it that holds the key."""
-    inner: Claim | None = claim
-    while inner is not None:
-        ticket = inner.held.get(key)
-        if ticket is not None:
-            return ticket
-        inner = inner.parent
-    return None
-
-
-def _describe(queue: Queue) -> Iterator[Holder]:
-    for ticket in queue.granted:
-        if not ticket.lingers:
-            yield ticket.holder()
-        if ticket.children is not None:
-            yield from _describe(ticket.children)
-
-
 def _work_off() -> None:
     """Under the mutex: the releases that found it taken."""
     while _released:
-        table, ticket = _released.popleft()
-        table._release(ticket)
+        table, ticket = _released[0]
+        try:
+            table._release(ticket)
+        except BaseException:
+            table._withdraw(ticket)
+            _released.popleft()
+            raise
+        _released.popleft()
 
 
 def _leave() -> None:
@@ -525,13 +482,17 @@ def _leave() -> None:
             MUTEX.release()
     while _wake:
         try:
-            future, error = _wake.popleft()
-        except IndexError:  # another thread was faster
-            return
-        if error is None:
-            future.set_result(None)
-        else:
-            future.set_exception(error)
+            item = _wake[0]
+        except IndexError:
+            return  # another thread was faster
+        future, error = item
+        with suppress(InvalidStateError):  # the same
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+        with suppress(ValueError):
+            _wake.remove(item)
 
 
 def _after_fork() -> None:

@@ -81,14 +81,19 @@ class Queue:
     a waiting writer is reached after the readers that were there before it.
     """
 
-    __slots__ = ("counts", "granted", "inside", "mask", "waiting")
+    __slots__ = ("counts", "draining", "granted", "inside", "mask", "waiting")
 
     def __init__(self, inside: Ticket | None = None) -> None:
         self.inside = inside
         self.granted: dict[Ticket, None] = {}
-        self.waiting: OrderedDict[Ticket, None] | None = None  # ordered dict: removal anywhere and front in O(1)
+        self.waiting: OrderedDict[Ticket, None] | None = None  # ordered dict: removal anywhere and the front in O(1)
         self.mask = 0  # bits of the granted modes
         self.counts = [0, 0, 0, 0]
+        self.draining = False  # what is granted must end before anything else is granted, even if compatible
+
+    def open_to(self, mode: Mode) -> bool:
+        """Whether a newcomer need not wait for anybody in this queue."""
+        return not (self.waiting or self.mask & mode.conflicts)
 
     def head(self) -> Ticket | None:
         """The first waiter, if nothing granted conflicts with it."""
@@ -97,10 +102,12 @@ class Queue:
         ticket = next(iter(self.waiting))
         return None if self.mask & ticket.mode.conflicts else ticket
 
-    def enqueue(self, ticket: Ticket) -> None:
+    def enqueue(self, ticket: Ticket, first: bool = False) -> None:
         if self.waiting is None:
             self.waiting = OrderedDict()
         self.waiting[ticket] = None
+        if first:
+            self.waiting.move_to_end(ticket, last=False)
 
     def admit(self, ticket: Ticket) -> None:
         mode = ticket.mode
@@ -111,9 +118,21 @@ class Queue:
     def remove(self, ticket: Ticket) -> None:
         mode = ticket.mode
         del self.granted[ticket]
-        self.counts[mode.index] -= 1
-        if not self.counts[mode.index]:
+        counts = self.counts
+        counts[mode.index] -= 1
+        if not counts[mode.index]:
             self.mask &= ~mode.bit
+
+    def expel(self, ticket: Ticket) -> None:
+        """Remove a ticket whatever state an interrupt left it, and the counts, in."""
+        self.granted.pop(ticket, None)
+        if self.waiting is not None:
+            self.waiting.pop(ticket, None)
+        self.counts = [0, 0, 0, 0]
+        self.mask = 0
+        for other in self.granted:
+            self.counts[other.mode.index] += 1
+            self.mask |= other.mode.bit
 
     def needs(self) -> Mode | None:
         """The weakest mode that covers everything granted."""
@@ -127,7 +146,7 @@ class Queue:
         return not self.granted and not self.waiting
 
     def blockers(self, ticket: Ticket) -> Iterator[Ticket]:
-        """What this waiting ticket waits for: what conflicts with it, or with one ahead that it may not pass."""
+        """What a waiting ticket waits for: what conflicts with it, or with one ahead of it that it may not pass."""
         ahead: list[Ticket] = []
         for other in self.waiting or ():
             if other is ticket:
@@ -142,7 +161,10 @@ class Queue:
             if conflicts & other.mode.bit or self.draining:
                 yield from other.alive()
 
-    @property
-    def draining(self) -> bool:
-        """Whether what is granted must end before anything else is granted, even if compatible."""
-        return False
+    def holders(self) -> Iterator[Holder]:
+        """Who holds here, and inside what is held here."""
+        for ticket in self.granted:
+            if not ticket.lingers:
+                yield ticket.holder()
+            if ticket.children is not None:
+                yield from ticket.children.holders()

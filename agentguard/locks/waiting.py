@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import sys
 from concurrent.futures import Future
+from contextlib import suppress
 
 from .cycles import BLOCKED_LOOPS, forbid_own_loop
 from .forks import MUTEX
@@ -55,10 +56,8 @@ async def await_(ticket: Ticket, timeout: float | None = None) -> bool:
             waiter.set_result(None)
 
     def wake(_: Future[None]) -> None:
-        try:
+        with suppress(RuntimeError):  # the loop was closed while its task waited: nobody is left to wake
             loop.call_soon_threadsafe(arrive)
-        except RuntimeError:
-            pass  # the loop was closed while its task waited; nobody is left to wake
 
     # The concurrent future is only watched, never cancelled: the table alone decides what becomes of a ticket.
     future.add_done_callback(wake)

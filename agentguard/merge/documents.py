@@ -12,11 +12,12 @@ from agentguard.merge.tree import merge_values
 from agentguard.merge.values import MISSING, Conflict, Merged, Options, extent, same
 
 
-class Unreadable(Exception):  # noqa: N818 - turned into a MergeConflict by whoever knows the resource and the agent
+class Unreadable(Exception):
     """The bytes are not what the format says; `line` and `column` count from 1 and are None where unknown."""
 
     def __init__(self, reason: str, line: int | None = None, column: int | None = None) -> None:
-        super().__init__(reason if line is None else f"line {line}, column {column}: {reason}")
+        place = "" if line is None else f"line {line}: " if column is None else f"line {line}, column {column}: "
+        super().__init__(place + reason)
         self.line, self.column = line, column
 
 
@@ -51,7 +52,12 @@ def merge_document(form: Format, base: bytes | None, sides: Mapping[str, bytes],
         old = MISSING if base is None else form.parse(base)
     except Unreadable as problem:
         raise _unreadable(form, base, sides, options, {"the base": problem}) from None
-    merged = merge_values(old, values, options)
+    try:
+        merged = merge_values(old, values, options)
+    except RecursionError:  # the limit counts the caller's frames too, so the formats' own limits cannot rule it out
+        raise _unreadable(
+            form, base, sides, options, {"every agent": Unreadable("nested too deeply to merge")}
+        ) from None
     changes = {agent: merged.changes.get(agent, 1) for agent in sides}  # 1: only the layout changed
     if merged.value is MISSING:
         return Merged(None, merged.conflicts, changes)

@@ -28,14 +28,16 @@ def _expect(values: list[Any], kinds: tuple[type, ...], what: str) -> None:
             raise Clash(f"{what}, and {type(value).__name__} is not")
 
 
-def counter(base: Any, sides: Sides) -> int | float:
+def counter(base: Any, sides: Sides) -> Any:
     """The base plus what each agent added to it or took from it; exact for integers."""
     _deleted(sides)
     start = 0 if base is MISSING else base
     values = list(sides.values())
+    if type(values[0]) not in (int, float) and len(set(map(canon, values))) == 1:
+        return values[0]  # no longer a counter, and all agree what it is
     _expect([start, *values], (int, float), "a counter has to be a number")
     if all(type(value) is int for value in [start, *values]):
-        return int(start + sum(value - start for value in values))
+        return start + sum(value - start for value in values)
     try:
         total = math.fsum([start, *(value - start for value in values)])
     except OverflowError:

@@ -18,6 +18,8 @@ Hunk = tuple[int, int, list[int]]
 _SMALL = 200 * 200
 """The most cells that the quadratic matcher may look at. Above it a stretch becomes one coarse, still correct, hunk."""
 
+_STEP = 64
+
 
 @dataclass(frozen=True)
 class Region:
@@ -67,7 +69,11 @@ def _applied(base: Sequence[int], lo: int, hi: int, changes: list[Hunk]) -> list
 
 
 def hunks(base: Sequence[int], side: Sequence[int]) -> list[Hunk]:
-    """What turns `base` into `side`. If `base` is a prefix of `side`, this is one insertion at the end."""
+    """What turns `base` into `side`. If `base` is a prefix of `side`, this is one insertion at the end.
+
+    Where an insertion or deletion could as well stand further down (a repeated line), it does, as in git: so the same
+    edit has the same hunk whoever made it.
+    """
     out: list[Hunk] = []
     pb = ps = 0
     for b, s, length in _matches(base, side):
@@ -76,6 +82,26 @@ def hunks(base: Sequence[int], side: Sequence[int]) -> list[Hunk]:
         pb, ps = b + length, s + length
     if pb < len(base) or ps < len(side):
         out.append((pb, len(base), list(side[ps:])))
+    return _slid(base, out)
+
+
+def _slid(base: Sequence[int], found: list[Hunk]) -> list[Hunk]:
+    out: list[Hunk] = []
+    end = len(base)
+    for lo, hi, new in reversed(found):
+        if lo == hi:
+            while hi < end and new[0] == base[hi]:
+                new = [*new[1:], new[0]]
+                lo = hi = hi + 1
+        elif not new:
+            while hi < end and base[lo] == base[hi]:
+                lo, hi = lo + 1, hi + 1
+        if out and hi == end:  # it has come to the next hunk: the two are one
+            _, last, more = out.pop()
+            hi, new = last, new + more
+        out.append((lo, hi, new))
+        end = lo
+    out.reverse()
     return out
 
 
@@ -86,6 +112,8 @@ def _matches(a: Sequence[int], b: Sequence[int]) -> list[tuple[int, int, int]]:
         alo, ahi, blo, bhi = todo.pop()
         most = min(ahi - alo, bhi - blo)
         head = 0
+        while head + _STEP <= most and a[alo + head : alo + head + _STEP] == b[blo + head : blo + head + _STEP]:
+            head += _STEP
         while head < most and a[alo + head] == b[blo + head]:
             head += 1
         if head:
@@ -102,9 +130,13 @@ def _matches(a: Sequence[int], b: Sequence[int]) -> list[tuple[int, int, int]]:
         anchors = _anchors(a, alo, ahi, b, blo, bhi)
         if anchors:
             # Each stretch but the first begins with an anchor, which its head loop consumes: every round shrinks.
-            for ia, ib in [*anchors, (ahi, bhi)]:
-                todo.append((alo, ia, blo, ib))
-                alo, blo = ia, ib
+            last = (alo, blo)
+            for ia, ib in anchors:
+                if a[last[0] : ia] != b[last[1] : ib] or last == (alo, blo):
+                    todo.append((alo, ia, blo, ib))
+                    alo, blo = ia, ib
+                last = (ia, ib)  # an anchor that only continues a run is left to the head loop
+            todo.append((alo, ahi, blo, bhi))
         elif (ahi - alo) * (bhi - blo) <= _SMALL:
             matcher = SequenceMatcher(None, a[alo:ahi], b[blo:bhi], autojunk=False)
             found += [(alo + x, blo + y, length) for x, y, length in matcher.get_matching_blocks() if length]
@@ -122,10 +154,13 @@ def _anchors(a: Sequence[int], alo: int, ahi: int, b: Sequence[int], blo: int, b
             seen[item] = -1 if item in seen else at
     pairs = [(ia, ib) for item, ia in in_a.items() if ia >= 0 and (ib := in_b.get(item, -1)) >= 0]
     pairs.sort()
+    order = [ib for _, ib in pairs]
+    if order == sorted(order):
+        return pairs  # nothing moved, which is the usual case
     tops: list[int] = []
     piles: list[int] = []
     back = [-1] * len(pairs)
-    for k, (_, ib) in enumerate(pairs):
+    for k, ib in enumerate(order):
         pile = bisect_left(tops, ib)
         back[k] = piles[pile - 1] if pile else -1
         tops[pile : pile + 1] = [ib]

@@ -31,8 +31,13 @@ def merge_values(base: Any, sides: Mapping[str, Any], options: Options | None = 
     """
     merge = _Merge(options or Options())
     touched = {agent: side for agent, side in sides.items() if not same(side, base)}
-    changes = {agent: max(1, extent(_like(side) if base is MISSING else base, side)) for agent, side in touched.items()}
-    value = merge.node((), base, touched) if touched else base
+    if not touched:
+        return Merged(base)
+    if len(touched) == 1:
+        ((agent, side),) = touched.items()
+        return Merged(side, (), {agent: max(1, extent(_like(side) if base is MISSING else base, side))})
+    value = merge.node((), base, touched)
+    changes = {agent: max(1, merge.changes.get(agent, 0)) for agent in touched}
     return Merged(value, tuple(merge.conflicts), changes)
 
 
@@ -45,33 +50,46 @@ class _Merge:
         self.options = options
         self.rules = Rules(options.paths)
         self.conflicts: list[Conflict] = []
+        self.changes: dict[str, int] = {}
+
+    def count(self, base: Any, sides: _Sides) -> None:
+        for agent, side in sides.items():
+            self.changes[agent] = self.changes.get(agent, 0) + extent(base, side)
 
     def node(self, path: _Path, base: Any, sides: _Sides) -> Any:
         """The merged value of one place. `sides` has only the agents whose value differs from the base's."""
-        if len(sides) == 1:
-            return next(iter(sides.values()))
         values = list(sides.values())
-        if all(value is MISSING for value in values):
-            return MISSING
+        if len(values) == 1 or all(value is MISSING for value in values):
+            self.count(base, sides)
+            return values[0]
+        # Under a counter two equal changes are two changes, so equal sides are taken apart all the same.
+        agreed = all(same(values[0], value) for value in values[1:])
+        if agreed and not self.rules.repeating:
+            self.count(base, sides)
+            return values[0]
         strategy = self.rules.of(path)
-        known = len(self.conflicts)
+        known, counted = len(self.conflicts), self.changes.copy()
         try:
             if strategy.startswith("list:"):
                 return self.records(path, strategy[5:], base, sides)
             if strategy != "json":
-                return LEAVES[strategy](base, sides)
-            # Under a counter two equal changes are two changes, so equal sides are taken apart all the same.
-            agreed = all(same(values[0], value) for value in values[1:])
-            if agreed and not self.rules.repeating:
-                return values[0]
+                value = LEAVES[strategy](base, sides)
+                self.count(base, sides)
+                return value
             if all(type(value) is dict for value in values) and (base is MISSING or type(base) is dict):
                 return self.mapping(path, {} if base is MISSING else base, sides)
             if all(type(value) is list for value in values) and (base is MISSING or type(base) is list):
-                return self.sequence(path, [] if base is MISSING else base, sides)
-            if agreed:
-                return values[0]
+                items = [] if base is MISSING else base
+                value = self.sequence(path, items, sides)
+                self.changes = counted  # of a list, elements are counted and not what changed inside them
+                self.count(items, sides)
+                return value
             raise Clash(_reason(sides))
         except Clash as clash:
+            self.changes = counted
+            self.count(base, sides)
+            if agreed and strategy != "counter":
+                return values[0]
             del self.conflicts[known:]  # conflicts inside a place that is one as a whole
             conflict = Conflict(self.options.resource, pointer(path), base, dict(sides), str(clash))
             return _plain(settle(conflict, self.options, self.conflicts), conflict)

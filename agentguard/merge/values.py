@@ -72,8 +72,8 @@ class Options:
     """How to merge: the name of the resource (for texts), strategies by place, and who settles conflicts.
 
     `paths` maps JSON-pointer globs to strategy names, as in `{"/total": "counter", "/items": "list:id"}`: `*` stands
-    for one segment or a part of one, `**` for any number of segments (at the end: at least one), "" (or "/") for the whole document. A pattern
-    without wildcards wins over the others; among those the first one wins.
+    for one segment or a part of one, `**` for any number of segments (at the end: at least one), "" (or "/") for the
+    whole document. A pattern without wildcards wins over the others; among those the first one wins.
     """
 
     resource: str = ""
@@ -81,7 +81,7 @@ class Options:
     resolve: Resolver | None = None
 
 
-class Clash(Exception):  # noqa: N818 - a verdict on its way to the place that knows the path, never seen by callers
+class Clash(Exception):
     """What a strategy raises when it cannot settle a place; the text is the reason of the conflict."""
 
 
@@ -161,13 +161,13 @@ def order(value: object) -> tuple[int, Any, bytes]:
 
 def extent(base: object, side: object) -> int:
     """How many keys, leaves or list elements `side` changed against `base`."""
+    if same(base, side):
+        return 0
     if type(base) is dict and type(side) is dict:
         gone = len(base.keys() - side.keys())
         return gone + sum(
             1 if (old := base.get(key, MISSING)) is MISSING else extent(old, value) for key, value in side.items()
         )
-    if same(base, side):
-        return 0
     if type(base) is list and type(side) is list:
         start, stop = 0, min(len(base), len(side))
         while start < stop and same(base[start], side[start]):

@@ -18,6 +18,7 @@ try:
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap, CommentedSeq
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
     from ruamel.yaml.scalarbool import ScalarBoolean
 except ModuleNotFoundError as missing:
     raise ConfigError(
@@ -27,6 +28,11 @@ except ModuleNotFoundError as missing:
 _BOMB = 20
 """How many values a byte of the file may stand for on average before its aliases count as an attack."""
 
+_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ["map", "seq", "str", "int", "float", "bool", "null", "timestamp"]}
+_DEPTH = 250
+_INDENTED = re.compile(rf"^[ ?-]{{{_DEPTH},}}", re.MULTILINE)
+_PARENT = r"^( *)[^\s#-][^\n]*?:[ ]*(?:#[^\n]*)?\n"
+
 
 class Yaml:
     name = "YAML"
@@ -35,7 +41,7 @@ class Yaml:
         try:
             return _Plain(1000 + _BOMB * len(data)).of(_load(decoded(data)))
         except RecursionError:
-            raise Unreadable("nested too deeply, or an alias to itself") from None
+            raise Unreadable("nested too deeply") from None
 
     def write(self, value: Any, like: bytes, old: Any) -> bytes:
         text = decoded(like)
@@ -55,8 +61,8 @@ def _yaml(text: str) -> Any:
     yaml = YAML(typ="rt")  # one for each use: they keep state
     yaml.preserve_quotes = True
     yaml.width = 1 << 20  # never fold lines that were not folded
-    nested = re.search(r"^( *)(?:- )?[^\s#-][^\n]*:[ ]*\n( +)[^\s#-]", text, re.MULTILINE)
-    items = re.search(r"^( *)[^\s#-][^\n]*:[ ]*\n( *)- ", text, re.MULTILINE)
+    nested = re.search(_PARENT + r"( +)[^\s#-]", text, re.MULTILINE)
+    items = re.search(_PARENT + r"( *)- ", text, re.MULTILINE)
     offset = max(0, len(items[2]) - len(items[1])) if items else 0
     mapping = len(nested[2]) - len(nested[1]) if nested else 2
     yaml.indent(mapping=mapping if mapping > 0 else 2, sequence=offset + 2, offset=offset)
@@ -65,6 +71,8 @@ def _yaml(text: str) -> Any:
 
 def _load(text: str) -> Any:
     try:
+        if ("*" in text and "&" in text) or text.count("[") + text.count("{") > _DEPTH or _INDENTED.search(text):
+            _check_nesting(text)
         return _yaml(text).load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -72,6 +80,20 @@ def _load(text: str) -> Any:
         raise Unreadable(reason, *((mark.line + 1, mark.column + 1) if mark else (None, None))) from None
     except (YAMLError, ValueError) as error:
         raise Unreadable(str(error).partition("\n")[0]) from None
+
+
+def _check_nesting(text: str) -> None:
+    """Refuse what the loader takes minutes for (deep nesting) or gets wrong (an alias inside what it stands for)."""
+    opened: list[str | None] = []
+    for event in _yaml(text).parse(text):
+        if isinstance(event, CollectionStartEvent):
+            opened.append(event.anchor)
+        elif isinstance(event, CollectionEndEvent):
+            opened.pop()
+        elif isinstance(event, AliasEvent) and event.anchor in opened:
+            raise Unreadable(f"the alias *{event.anchor} stands inside itself", event.start_mark.line + 1)
+        if len(opened) > _DEPTH:
+            raise Unreadable(f"nested too deeply (more than {_DEPTH} levels)", event.start_mark.line + 1)
 
 
 class _Plain:
@@ -85,7 +107,7 @@ class _Plain:
         if self.budget < 0:
             raise Unreadable("its aliases stand for too many values")
         tag = getattr(getattr(node, "tag", None), "value", None)
-        if tag is not None and not str(tag).startswith("tag:yaml.org,2002:"):
+        if tag is not None and str(tag) not in _TAGS:
             raise Unreadable(f"the tag {tag} is not merged", *_position(node))
         if isinstance(node, CommentedMap):
             return {self._key(key): self.of(value) for key, value in node.items()}

@@ -1,7 +1,8 @@
-"""A disk that is full or fails, at every system call of a commit: nothing torn, nothing mixed, the error says what is."""
+"""A disk that is full or fails, at every system call of a commit: nothing torn or mixed, and the error says so."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections import Counter
@@ -58,11 +59,8 @@ def test_a_disk_that_stays_broken_leaves_what_recovery_can_finish(root: Path, co
         place = root / str(at)
         place.mkdir()
         scene = Scene(place).lay().write_sources()
-        with Faults(FAILING, at, raising(code), lasting=True) as faults:
-            try:
-                scene.commit()
-            except OSError:
-                pass
+        with Faults(FAILING, at, raising(code), lasting=True) as faults, contextlib.suppress(OSError):
+            scene.commit()
         assert all(one.doubt is None for one in scene.journal.recover())
         states.add(scene.check())
         if faults.count < at:
@@ -130,10 +128,7 @@ def test_no_descriptor_is_left_open_by_errors(root: Path) -> None:
         place = root / str(at)
         place.mkdir()
         scene = Scene(place).lay().write_sources()
-        with Faults(FAILING, at, raising(errno.EIO)):
-            try:
-                scene.commit()
-            except OSError:
-                pass
+        with Faults(FAILING, at, raising(errno.EIO)), contextlib.suppress(OSError):
+            scene.commit()
         scene.journal.recover()
     assert len(os.listdir("/proc/self/fd")) <= len(before)

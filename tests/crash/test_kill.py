@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -29,7 +31,7 @@ def test_a_commit_that_is_killed_anywhere_is_all_or_nothing(root: Path, durable:
     states: Counter[str] = Counter()
     for at in range(1, 500):
         scene = fresh(root / str(at))
-        killed = killed_at(at, lambda scene=scene: scene.commit(durable=durable))  # type: ignore[misc]
+        killed = killed_at(at, functools.partial(scene.commit, durable=durable))
         decided = bool(scene.journal.pending())
         found = scene.journal.recover()
         assert len(found) == decided
@@ -75,9 +77,11 @@ def test_one_file_that_is_killed_anywhere_is_old_or_new(root: Path, how: str) ->
         scene = fresh(root / str(at))
         target, new = scene.root / "a.json", NEW["a.json"]
         assert new is not None
-        change = Replace(target, scene.source("a.json"))
-        work = {"atomic_write": lambda: atomic_write(target, new), "commit": lambda: scene.journal.commit([change])}
-        killed = killed_at(at, work[how])
+        if how == "atomic_write":
+            work = functools.partial(atomic_write, target, new)
+        else:
+            work = functools.partial(scene.journal.commit, [Replace(target, scene.source("a.json"))])
+        killed = killed_at(at, work)
         seen.add(target.read_bytes())
         assert target.read_bytes() in (OLD["a.json"], new)
         assert target.stat().st_mode & 0o777 == 0o640
@@ -137,15 +141,20 @@ def test_a_fork_does_not_keep_its_dead_parents_commit_alive(root: Path) -> None:
     """The child of a committer lives on; the committer's death must be seen all the same."""
     scene = fresh(root / "w")
     read, write = os.pipe()
-    committer = os.fork()
+    ready, tell = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads
+        committer = os.fork()
     if committer == 0:
         try:
             os.close(write)
 
             def mark(ids: object) -> None:
                 if os.fork() == 0:
+                    os.write(tell, b".")
                     os.read(read, 1)  # until the test is over
                     os._exit(0)
+                os.read(ready, 1)
                 os._exit(0)  # the committer dies between the commit point and the end
 
             Journal(scene.home / "journal", root=scene.root, marks=mark).commit(
@@ -153,7 +162,8 @@ def test_a_fork_does_not_keep_its_dead_parents_commit_alive(root: Path) -> None:
             )
         finally:
             os._exit(1)
-    os.close(read)
+    for fd in (read, ready, tell):
+        os.close(fd)
     try:
         assert os.waitpid(committer, 0)[1] == 0
         assert len(scene.journal.recover()) == 1

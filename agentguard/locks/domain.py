@@ -1,0 +1,100 @@
+"""One key in one process: its queue, and when to take and give back the lock between processes for it."""
+
+from __future__ import annotations
+
+import time
+
+from .contract import Lock, Mode
+from .tickets import Queue
+
+__all__ = ["COHORT", "Domain"]
+
+# For so long (seconds) callers of this process may follow each other while another process waits for the key.
+COHORT = 0.005
+
+
+class Domain(Queue):
+    """A key's queue, and what this process holds of the key's lock between processes (`lock` None: there is none)."""
+
+    __slots__ = ("grants", "have", "key", "lock", "longest", "pumping", "taken", "used")
+
+    def __init__(self, key: str, lock: Lock | None) -> None:
+        super().__init__()
+        self.key = key
+        self.lock = lock
+        self.have: Mode | None = None
+        self.taken = 0.0  # monotonic time at which `have` was taken, or last seen to be in nobody's way
+        self.pumping = False  # a thread is in `lock.acquire`: nobody else may touch the lock
+        self.grants = 0
+        self.longest = 0.0
+        self.used = True
+
+    def obtain(self, mode: Mode) -> bool:
+        """Whether a mode that nothing granted here conflicts with may be granted now, other processes considered.
+
+        Takes the lock between processes if that is possible at once. If not, what is granted here must end first
+        (`draining`), or somebody must wait for the lock.
+        """
+        lock, have = self.lock, self.have
+        if lock is None:
+            return True
+        if self.pumping:
+            return False
+        if have is not None:
+            if self.draining:
+                if not self.granted:
+                    self.give_back()
+                return False
+            # Readers do not stay under what was an exclusive lock: readers of other processes could not join them.
+            if have.covered & mode.bit and (self.granted or have is not Mode.EXCLUSIVE or mode is Mode.EXCLUSIVE):
+                return self._may_stay(lock)
+            if self.granted:
+                return self._extend(lock, mode)
+            self.give_back()
+        if lock.try_acquire(mode):
+            self.have = lock.mode
+            self.taken = time.monotonic()
+            return True
+        return False
+
+    def _may_stay(self, lock: Lock) -> bool:
+        """Whether one more of this process may use what it has, or another process's turn has come."""
+        now = time.monotonic()
+        if now - self.taken < COHORT:
+            return True
+        if not lock.contended():
+            self.taken = now
+            return True
+        if self.granted:
+            self.draining = True
+        else:
+            self.give_back()
+        return False
+
+    def _extend(self, lock: Lock, mode: Mode) -> bool:
+        if not lock.extends(mode):
+            self.draining = True
+        elif lock.try_acquire(mode):
+            self.have = lock.mode
+            return True
+        return False
+
+    def give_back(self) -> None:
+        """Give the lock between processes back whole; nothing is granted here any more."""
+        self.draining = False
+        self.have = None
+        if self.lock is not None:
+            self.lock.release(None)
+
+    def fit(self) -> None:
+        """Give back what is no longer needed."""
+        have = self.have
+        if have is None or self.lock is None:
+            return
+        if not self.granted:
+            self.give_back()
+        elif not self.draining:
+            need = self.needs()
+            if need is not None and not need.covered & have.bit:
+                self.lock.release(need)
+                self.have = self.lock.mode
