@@ -110,7 +110,7 @@ class Call:
                 inner.append((key, Mode.EXCLUSIVE if place.exclusive else Mode.SHARED))
             else:
                 wanted.append((place.resource, place.exclusive))
-        found: list[Wanted] = [(home, self.guard.table(home), key, mode) for home, key, mode in plan(wanted)]
+        found: list[Wanted] = [(home, self.guard.table(home), key, mode) for home, key, mode in plan(tuple(wanted))]
         return found + [(None, self.guard.shard_locks, key, mode) for key, mode in sorted(inner, key=lambda k: k[0])]
 
     # -- where it works ---

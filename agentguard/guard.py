@@ -67,7 +67,6 @@ class Guard:
         self.resources = Resources(self.config.root)
         self.root: Path = self.resources.root
         self.home: Home = home_at(self.root)
-        self.resources.home = self.home.base
         self.shards = Shards(self.home, self.root)
         self.shard_locks = LockTable()
         self.knowledge = Knowledge()

@@ -150,7 +150,7 @@ def joining(guard: Guard, run: str, references: Sequence[str] | None, timeout: f
             return JoinReport(run, tuple(reports), time.monotonic() - started)
         claim = Claim(Owner("join", run, "join"), parent)
         resources = [guard.resources.resolve(name, "join") for name in keys.values()]
-        wanted = [(home, guard.table(home), key, mode) for home, key, mode in plan((r, True) for r in resources)]
+        wanted = [(home, guard.table(home), key, mode) for home, key, mode in plan(tuple((r, True) for r in resources))]
         tickets: dict[tuple[Path | None, str], Ticket] = {}
         try:
             yield from locked(claim, wanted, tickets, timeout, {}, "join")

@@ -7,10 +7,10 @@ guards with different or nested roots, and containers that mount one volume at d
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,7 @@ class Resources:
         self._root = str(self.root)
         self.home = home_of(self.root)
         self._homes: dict[str, Path] = {self._root: self.home}
+        self._known: dict[tuple[str, bool], Resource] = {}
 
     def resolve(self, name: str | os.PathLike[str], tool: str = "this call") -> Resource:
         """The resource that a name means now (symbolic links are followed at each call).
@@ -64,6 +65,9 @@ class Resources:
         if FOLDER in inside.split(os.sep):
             raise self._outside(text, tool, f"lies inside {FOLDER}/, which is the guard's own")
         directory = slash if mode is None else stat.S_ISDIR(mode)
+        known = self._known.get((real, directory))
+        if known is not None and not slash:
+            return known
         if slash and not directory:
             raise ConfigError(
                 f"{tool}: {text!r} is declared as a directory, but it is a file. Drop the slash at its end.",
@@ -74,7 +78,10 @@ class Resources:
         relative = _posix(os.path.relpath(real, home)) if real != str(home) else ""
         key = "file:" + relative + ("/" if directory and relative else "")
         shown = (_posix(inside) or ".") + ("/" if directory and inside else "")
-        return Resource(shown, key, home, Path(real), directory)
+        if len(self._known) > 10_000:
+            self._known = {}
+        made = self._known[real, directory] = Resource(shown, key, home, Path(real), directory)
+        return made
 
     def _locate(self, text: str) -> tuple[str, int | None]:
         """The real path, and its mode (None when it does not exist)."""
@@ -122,7 +129,8 @@ class Resources:
         )
 
 
-def plan(wanted: Iterable[tuple[Resource, bool]]) -> list[tuple[Path, str, Mode]]:
+@functools.lru_cache(maxsize=10_000)
+def plan(wanted: tuple[tuple[Resource, bool], ...]) -> tuple[tuple[Path, str, Mode], ...]:
     """What to lock, in the order in which everybody locks it: (home, key, mode), each key once.
 
     `wanted` says for each resource whether the access is exclusive. A file takes intention locks on the directories
@@ -135,7 +143,7 @@ def plan(wanted: Iterable[tuple[Resource, bool]]) -> list[tuple[Path, str, Mode]
             for key in ancestors(resource.key):
                 _raise(modes, (resource.home, key), above)
         _raise(modes, (resource.home, resource.key), own)
-    return [(home, key, mode) for (home, key), mode in sorted(modes.items())]
+    return tuple((home, key, mode) for (home, key), mode in sorted(modes.items()))
 
 
 def ancestors(key: str) -> list[str]:

@@ -106,14 +106,14 @@ def test_plan_orders_merges_and_adds_intentions(tmp_path: Path) -> None:
     def of(key: str) -> Resource:
         return Resource(key, key, tmp_path, tmp_path / key)
 
-    made = plan([(of("file:b/x"), True), (of("file:a"), False), (of("file:b/"), False)])
+    made = plan(((of("file:b/x"), True), (of("file:a"), False), (of("file:b/"), False)))
     assert [(key, mode) for _, key, mode in made] == [
         ("file:", Mode.INTENT_EXCLUSIVE),
         ("file:a", Mode.SHARED),
         ("file:b/", Mode.EXCLUSIVE),  # shared, with an intention to write beneath it
         ("file:b/x", Mode.EXCLUSIVE),
     ]
-    assert plan([(Resource("k:1", "k:1", tmp_path), True)]) == [(tmp_path, "k:1", Mode.EXCLUSIVE)]
+    assert plan(((Resource("k:1", "k:1", tmp_path), True),)) == ((tmp_path, "k:1", Mode.EXCLUSIVE),)
 
 
 _step = st.sampled_from(["a", "b", "..", ".", "folder", "deep"])

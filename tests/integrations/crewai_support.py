@@ -17,9 +17,11 @@ with warnings.catch_warnings():
     from crewai.llms.base_llm import BaseLLM
     from crewai.tools.base_tool import BaseTool, Tool
 
+import pytest
 from pydantic import Field, PrivateAttr
 
 __all__ = [
+    "MARKS",
     "Agent",
     "BaseTool",
     "Crew",
@@ -34,6 +36,9 @@ __all__ = [
     "results",
     "task",
 ]
+
+# CrewAI reads fields that it has deprecated itself.
+MARKS = [pytest.mark.crewai, pytest.mark.filterwarnings("ignore::DeprecationWarning:crewai")]
 
 _numbers = itertools.count()
 

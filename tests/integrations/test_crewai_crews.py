@@ -16,12 +16,12 @@ import pytest
 pytest.importorskip("crewai_support")  # first: it imports crewai without its warnings
 from agentguard_crewai import guard_crew, guard_tool, join_reports, tool
 from crewai.hooks import HookAborted, clear_all_hooks
-from crewai_support import Crew, Tool, agent, call, meeting, react, results, task
+from crewai_support import MARKS, Crew, Tool, agent, call, meeting, react, results, task
 
 import agentguard
 from agentguard import ConfigError, Event, Guard, MergeConflict
 
-pytestmark = pytest.mark.crewai
+pytestmark = MARKS
 
 WAYS = ["kickoff", "akickoff"]
 

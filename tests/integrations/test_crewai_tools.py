@@ -18,12 +18,12 @@ from agentguard_crewai import _version, guard_tool, tool
 from agentguard_crewai.refusals import failure
 from agentguard_crewai.tools import never_cache
 from crewai.tools.tool_failure import ToolFailure
-from crewai_support import BaseTool, Tool, meeting
+from crewai_support import MARKS, BaseTool, Tool, meeting
 
 import agentguard
 from agentguard import ConfigError, Declaration, Event, Guard, InDoubt, declare
 
-pytestmark = pytest.mark.crewai
+pytestmark = MARKS
 
 
 @pytest.fixture
