@@ -218,7 +218,7 @@ class Call:
             # Read where it is; a relative spelling would be looked up in the working directory, not in the root.
             return place.target if os.path.realpath(place.asked) != str(place.target) else None
 
-        return rewritten(self.accesses, self.arguments, place_of)
+        return rewritten(self.accesses, self.arguments, place_of, self.names)
 
     def has_beginning(self) -> bool:
         """Whether work of more than some system calls comes before the body."""

@@ -72,7 +72,7 @@ class Template:
             value = _lookup(arguments, field, self, tool)
             if isinstance(value, (list, tuple, set, frozenset)):
                 items = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
-                indexed = "." not in field and not isinstance(value, (set, frozenset))
+                indexed = "." not in field and isinstance(value, (list, tuple)) and all(map(_is_path, value))
                 return [
                     Access(kind, self._text(item, field, "", tool), field if indexed else None, index)
                     for index, item in enumerate(items)
@@ -84,7 +84,11 @@ class Template:
                 parts.append(self._text(_lookup(arguments, piece, self, tool), piece, spec, tool))
         name = "".join(parts)
         head = self.pieces[0]
-        if head[0] == "" and head[1] is not None and "." not in head[1] and not head[2]:
+        fields_only = all(literal.strip("/") == "" and field is not None for literal, field, _ in self.pieces)
+        # `{folder}/{name}` leads the tool by its folder; `{project}/notes.md` does not: its folder holds more than the
+        # declared file, and a copy of that alone would hide the rest.
+        leads = fields_only and head[0] == "" and head[1] is not None and "." not in head[1] and not head[2]
+        if leads and _is_path(arguments.get(head[1] or "")):
             return [Access(kind, name, head[1], None, "".join(parts[2:]))]
         return [Access(kind, name)]
 
@@ -114,6 +118,10 @@ class Template:
             tool=tool,
             argument=field,
         )
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -6,8 +6,6 @@ acquire in key order -> stale check -> redirect -> the tool's body -> commit, or
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import contextlib
 import contextvars
 import os
@@ -15,12 +13,16 @@ import time
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .call import Call, Wanted
 from .exceptions import LockTimeout
 from .locks import Claim, Ticket, await_, wait
 from .redirect import CURRENT, unmap, unmap_error
+
+if TYPE_CHECKING:
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
 
 __all__ = ["Body", "Do", "Flow", "Wait", "apump", "arun", "locked", "pump", "release", "run", "steps", "threaded"]
 
@@ -238,12 +240,14 @@ class _Pool:
 
     def __init__(self, name: str, size: int) -> None:
         self._name, self._size = name, size
-        self._pool: concurrent.futures.ThreadPoolExecutor | None = None
+        self._pool: ThreadPoolExecutor | None = None
         self._pid = 0
 
-    def get(self) -> concurrent.futures.ThreadPoolExecutor:
+    def get(self) -> ThreadPoolExecutor:
+        from concurrent.futures import ThreadPoolExecutor
+
         if self._pool is None or self._pid != os.getpid():
-            self._pool = concurrent.futures.ThreadPoolExecutor(self._size, thread_name_prefix=self._name)
+            self._pool = ThreadPoolExecutor(self._size, thread_name_prefix=self._name)
             self._pid = os.getpid()
         return self._pool
 
@@ -254,12 +258,16 @@ _bodies = _Pool("agentguard-tool", 256)
 
 async def threaded(fn: Callable[[], T], pool: _Pool = _bodies) -> T:
     """Run `fn` in a thread, with this context, to its end: a cancellation is raised only after it has finished."""
+    import asyncio
+
     context = contextvars.copy_context()
     return await settle(asyncio.get_running_loop().run_in_executor(pool.get(), context.run, fn))
 
 
 async def settle(future: asyncio.Future[T]) -> T:
     """Wait for a future to its end, whatever cancellations arrive; then raise the last of them, or give its result."""
+    import asyncio
+
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
         try:

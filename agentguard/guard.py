@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import contextvars
 import functools
@@ -233,7 +232,11 @@ class Guard:
         """The `Call` for a declaration: names filled and resolved, nothing locked yet."""
         if self._closed:
             raise AgentGuardError(f"this guard of {self.root} is closed; make a new one")
-        loop = id(asyncio.get_running_loop()) if asynchronous else None
+        loop = None
+        if asynchronous:
+            import asyncio
+
+            loop = id(asyncio.get_running_loop())
         return Call(
             self,
             identity or self.identity(asynchronous=asynchronous),
@@ -297,9 +300,13 @@ class Guard:
         found = IDENTITY.get()
         if found is not None and found[0] is self:
             return found[1]
-        task = asyncio.current_task() if asynchronous else None
-        name = task.get_name() if task is not None else threading.current_thread().name
-        return Identity(name, self.run)
+        if asynchronous:
+            import asyncio
+
+            task = asyncio.current_task()
+            if task is not None:
+                return Identity(task.get_name(), self.run)
+        return Identity(threading.current_thread().name, self.run)
 
     # -- values ---
 

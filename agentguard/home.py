@@ -19,8 +19,6 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
-from filelock import lock_descriptor
-
 from .commit import Journal
 from .exceptions import ConfigError
 from .ledger import Ledger
@@ -111,7 +109,7 @@ class Home:
         make_private(folder)
         # The lock on this file dies with the process: whoever gets it may remove the folder.
         descriptor = os.open(folder / ".alive", os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o600)
-        lock_descriptor(descriptor, blocking=False)
+        _try_lock(descriptor)
         _descriptors.add(descriptor)
         return os.getpid(), folder, descriptor
 
@@ -144,9 +142,15 @@ class Home:
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return False
-            return lock_descriptor(descriptor, blocking=False)
+            return _try_lock(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    from filelock import lock_descriptor  # importing it costs more than the rest of this module
+
+    return lock_descriptor(descriptor, blocking=False)
 
 
 _homes: weakref.WeakValueDictionary[str, Home] = weakref.WeakValueDictionary()

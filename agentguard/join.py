@@ -21,7 +21,6 @@ from .conflicts import park
 from .exceptions import MergeConflict
 from .flow import Do, Flow, locked, release
 from .locks import Claim, Owner, Ticket
-from .merge import Conflict, Merged, Options, default_strategy, merge
 from .redirect import CURRENT
 from .resources import Resource, plan
 from .shards import Shard, ordered
@@ -29,6 +28,7 @@ from .versions import Change
 
 if TYPE_CHECKING:
     from .guard import Guard
+    from .merge import Conflict, Merged, Options
 
 __all__ = ["JoinReport", "Side", "fold", "joining"]
 
@@ -90,7 +90,7 @@ class Side:
     parent: str | None = None
 
 
-Merge = Callable[[bytes | None, Mapping[str, bytes | None]], Merged]
+Merge = Callable[["bytes | None", "Mapping[str, bytes | None]"], "Merged"]
 
 
 def fold(
@@ -174,6 +174,8 @@ def _merge(
     guard: Guard, run: str, references: Sequence[str] | None, resources: Sequence[Resource]
 ) -> list[ResourceReport]:
     """With every lock held: read, merge, check, commit, forget. Raises `MergeConflict` before anything is applied."""
+    from .merge import Options, default_strategy  # parsers are imported by those who parse
+
     guard.recover_pending(resources)
     shards = _collect(guard, run, references)
     seen = guard.home.ledger.contains([entry.id for shard in shards for entry in shard.entries.values()])
@@ -244,6 +246,8 @@ def _merge(
 
 
 def _apply(strategy: str, options: Options, base: bytes | None, sides: Mapping[str, bytes | None]) -> Merged:
+    from .merge import merge
+
     return merge(strategy, base, sides, options)
 
 

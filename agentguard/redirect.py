@@ -112,11 +112,15 @@ def path(name: str | os.PathLike[str]) -> Path:
 
 
 def rewritten(
-    accesses: Iterable[Access], arguments: Mapping[str, Any], place_of: Callable[[Access], Path | None]
+    accesses: Iterable[Access],
+    arguments: Mapping[str, Any],
+    place_of: Callable[[Access], Path | None],
+    names: dict[str, str],
 ) -> dict[str, Any]:
     """The arguments that must change so that the tool is led to its copies: {argument: new value}.
 
-    `place_of` gives the path for an access, or None to leave it. A text stays a text and a `Path` a `Path`.
+    `place_of` gives the path for an access, or None to leave it. A text stays a text and a `Path` a `Path`. What was
+    replaced is added to `names` (new text -> old text).
     """
     changed: dict[str, Any] = {}
     for access in accesses:
@@ -132,6 +136,7 @@ def rewritten(
                 continue  # `{folder}/../x`: the argument alone cannot lead there
             text = text[: -len(tail)]
         old = arguments[access.argument]
+        names[text] = os.fspath(old if access.index is None else old[access.index])
         if access.index is not None:
             items = list(changed.get(access.argument, old))
             items[access.index] = _like(old[access.index], text)
@@ -151,7 +156,7 @@ def unmap(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, str):
         if FOLDER not in value:
             return value
-        for copy, name in names.items():
+        for copy, name in sorted(names.items(), key=lambda pair: -len(pair[0])):  # a file before its folder
             value = value.replace(copy, name)
         return value
     if type(value) in (list, tuple):

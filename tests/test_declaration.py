@@ -138,6 +138,8 @@ def test_accesses_say_which_argument_carries_the_path() -> None:
     assert (whole.argument, whole.suffix) == ("path", "")
     joined = Declaration.of(writes="{folder}/{name}").accesses({"folder": "d", "name": "a.md"}, "t")[0]
     assert (joined.argument, joined.suffix) == ("folder", "/a.md")
+    assert Declaration.of(writes="{n}").accesses({"n": 5}, "t")[0].argument is None  # a number leads nowhere
+    assert Declaration.of(writes="{d}/notes.md").accesses({"d": "x"}, "t")[0].argument is None
     inside = Declaration.of(writes="notes/{topic}.md").accesses({"topic": "x"}, "t")[0]
     assert inside.argument is None
 

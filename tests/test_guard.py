@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import logging
@@ -55,10 +56,8 @@ def overlapping(meet: threading.Barrier) -> Callable[[], None]:
     def add() -> None:
         file = path("store.json")
         data = json.loads(file.read_text())
-        try:
+        with contextlib.suppress(threading.BrokenBarrierError):
             meet.wait(timeout=0.3)  # both have read; a guarded second caller never comes
-        except threading.BrokenBarrierError:
-            pass
         data["items"].append(threading.current_thread().name)
         file.write_text(json.dumps(data))
 
@@ -134,7 +133,7 @@ def run_elsewhere(fn: Callable[[], Any]) -> Any:
     def work() -> None:
         try:
             outcome.append((fn(), None))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - handed to the caller
             outcome.append((None, error))
 
     thread = threading.Thread(target=work)
@@ -316,7 +315,7 @@ def test_a_change_of_equal_size_right_after_the_copy_is_seen(guard: Guard) -> No
 
 def test_the_error_of_a_tool_never_shows_a_copy(guard: Guard) -> None:
     def tool() -> None:
-        open(path("missing.txt"))
+        path("missing.txt").read_text()
 
     with pytest.raises(FileNotFoundError) as caught:
         guard.wrap(tool, writes="missing.txt")()
@@ -385,11 +384,12 @@ def test_a_path_argument_is_led_to_the_copy(guard: Guard) -> None:
 def test_the_kind_of_the_argument_is_kept_and_joined_arguments_work(guard: Guard) -> None:
     seen: list[Any] = []
 
-    def write(folder: Path, name: str) -> None:
+    def write(folder: Path, name: str) -> str:
         seen.append(folder)
         (folder / name).write_text("x")
+        return f"wrote {name} into {folder}"
 
-    guard.wrap(write, writes="{folder}/{name}")(Path("."), "x.txt")
+    assert guard.wrap(write, writes="{folder}/{name}")(Path("."), "x.txt") == "wrote x.txt into ."
     assert isinstance(seen[0], Path)
     assert (guard.root / "x.txt").read_text() == "x"
 
@@ -399,6 +399,26 @@ def test_the_kind_of_the_argument_is_kept_and_joined_arguments_work(guard: Guard
 
     guard.wrap(several, writes="{paths}")(["m1.txt", "m2.txt"])
     assert (guard.root / "m2.txt").read_text() == "many"
+
+
+def test_a_tool_may_ask_path_for_the_argument_that_led_it(guard: Guard) -> None:
+    def save(file: str, text: str) -> str:
+        path(file).write_text(text)
+        return f"saved {file}"
+
+    guarded = guard.wrap(save, writes="{file}")
+    assert guarded("a.md", "1") == "saved a.md"
+    assert guarded("deep/b.md", "2") == "saved deep/b.md"
+    assert (guard.root / "a.md").read_text() + (guard.root / "deep/b.md").read_text() == "12"
+
+
+def test_an_argument_that_is_only_part_of_a_name_is_left_alone(guard: Guard) -> None:
+    def note(project: str) -> str:
+        path(f"{project}/notes.md").write_text("x")
+        return project
+
+    assert guard.wrap(note, writes="{project}/notes.md")("p") == "p"
+    assert (guard.root / "p/notes.md").read_text() == "x"
 
 
 def test_path_is_what_was_declared(guard: Guard) -> None:

@@ -100,7 +100,12 @@ def test_a_conflict_publishes_nothing_and_keeps_everything(guard: Guard) -> None
     assert json.loads((guard.root / "store.json").read_text())["n"] == 0
     assert not (guard.root / "clean.json").exists()
     (conflict,) = caught.value.conflicts
-    assert (conflict.resource, conflict.path, conflict.base, dict(conflict.sides)) == ("store.json", "/n", 0, {"a": 1, "b": 2})
+    assert (conflict.resource, conflict.path, conflict.base, dict(conflict.sides)) == (
+        "store.json",
+        "/n",
+        0,
+        {"a": 1, "b": 2},
+    )
     shards = guard.status().shards
     assert {one.agent for one in shards} == {"a", "b"}
     for one in shards:
@@ -344,7 +349,9 @@ def concatenate(base: bytes | None, sides: Mapping[str, bytes | None]) -> Merged
     return Merged(start + b"".join(added), (), {label: len(text) for label, text in zip(sides, added, strict=True)})
 
 
-@given(st.lists(st.tuples(st.sampled_from(["root", "child"]), st.binary(min_size=1, max_size=3)), min_size=1, max_size=8))
+@given(
+    st.lists(st.tuples(st.sampled_from(["root", "child"]), st.binary(min_size=1, max_size=3)), min_size=1, max_size=8)
+)
 def test_folding_a_forest_applies_every_change_once(plan: list[tuple[str, bytes]]) -> None:
     base = b"base:"
     sides: list[Side] = []
@@ -352,7 +359,9 @@ def test_folding_a_forest_applies_every_change_once(plan: list[tuple[str, bytes]
         mark = b"<%d>" % number + text
         parent = sides[number % len(sides)] if kind == "child" and sides else None
         start = parent.ours or b"" if parent else base
-        sides.append(Side(str(number), f"agent{number}", start, start + mark, float(number), parent.id if parent else None))
+        sides.append(
+            Side(str(number), f"agent{number}", start, start + mark, float(number), parent.id if parent else None)
+        )
     content, conflicts, _ = fold(sides, base, concatenate)
     assert not conflicts
     assert content is not None

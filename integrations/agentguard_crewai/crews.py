@@ -31,7 +31,7 @@ _KEPT_REPORTS = 1000
 
 _mutex = threading.RLock()
 _installed: Guard | None = None
-_by_install: list[BaseTool | CrewStructuredTool] = []
+_by_install: list[weakref.ref[BaseTool | CrewStructuredTool]] = []  # MCP tools are made anew for each task
 _crews: list[weakref.ref[Crew]] = []
 _runs: weakref.WeakValueDictionary[tuple[str, str], Run] = weakref.WeakValueDictionary()
 _reports: weakref.WeakKeyDictionary[Guard, deque[JoinReport]] = weakref.WeakKeyDictionary()
@@ -63,7 +63,7 @@ def guard_crew(crew: C, guard: Guard) -> C:
         guard_found(_tools(crew), guard)
         if known is None:
             object.__setattr__(crew, _MARK, guard)  # pydantic allows no such attribute, Python does
-            _crews[:] = [one for one in _crews if one() is not None] + [weakref.ref(crew)]
+            _crews.append(weakref.ref(crew, _crews.remove))
     registry.ensure(want=True)
     return crew
 
@@ -89,8 +89,10 @@ def uninstall() -> None:
     with _mutex:
         _installed = None
         while _by_install:
-            release_tool(_by_install.pop())
-        if not any(one() is not None for one in _crews):
+            tool = _by_install.pop()()
+            if tool is not None:
+                release_tool(tool)
+        if not any(one() is not None for one in list(_crews)):
             registry.remove()
 
 
@@ -133,7 +135,7 @@ def guard_late(tool: Any, name: str, crew: Any) -> None:
             if marked is not None:
                 guard_found([original], guard)
             elif binding_of(guard_tool(original, guard)) is not None:
-                _by_install.append(original)
+                _by_install.append(weakref.ref(original, _by_install.remove))
         if isinstance(tool, CrewStructuredTool) and tool is not original and binding_of(original) is not None:
             tool.func = original._run  # the text path bound it before
 

@@ -98,11 +98,12 @@ def identity_of(guard: Guard) -> Identity | None:
 
 def _name(agent: Any, crew: Crew | None) -> str:
     """The agent's role, made short and unlike that of any other agent of the crew: reads are remembered by it."""
-    role = " ".join(str(getattr(agent, "role", "")).split()) or "agent"
+    given = str(getattr(agent, "role", ""))
+    role = " ".join(given.split()) or "agent"
     if len(role) > _LONGEST:
         mark = hashlib.sha256(role.encode("utf-8", "surrogatepass")).hexdigest()[:6]
         role = f"{role[:_LONGEST].rstrip()}…{mark}"
-    same = [one for one in crew.agents if one.role == agent.role] if crew is not None else []
+    same = [one for one in crew.agents if one.role == given] if crew is not None else []
     place = next((number for number, one in enumerate(same, 1) if one is agent), 1)
     return role if place == 1 else f"{role} ({place})"
 

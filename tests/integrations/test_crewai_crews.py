@@ -16,10 +16,10 @@ import pytest
 pytest.importorskip("crewai_support")  # first: it imports crewai without its warnings
 from agentguard_crewai import guard_crew, guard_tool, join_reports, tool
 from crewai.hooks import HookAborted, clear_all_hooks
-from crewai_support import MARKS, Crew, Tool, agent, call, meeting, react, results, task
+from crewai_support import MARKS, BaseTool, Crew, Tool, agent, call, meeting, react, results, task
 
 import agentguard
-from agentguard import ConfigError, Event, Guard, MergeConflict
+from agentguard import ConfigError, Event, Guard, MergeConflict, declare
 
 pytestmark = MARKS
 
@@ -341,11 +341,27 @@ def test_copies_of_a_crew_are_guarded(tmp_path: Path, cleared: bool) -> None:
     crew = guard_crew(pair(adder()), guard)
     if cleared:
         clear_all_hooks()
-    assert crew.copy().model_dump_json()
     asyncio.run(crew.kickoff_for_each_async([{"n": n} for n in range(3)]))
     assert sorted(items(guard)) == sorted(["ann", "bob", "eve"] * 3)
     assert len(join_reports(guard)) == 6
     assert len({report.run for report in join_reports(guard)}) == 3
+
+
+def test_a_guarded_crew_is_saved_like_any_other(tmp_path: Path) -> None:
+    class Save(BaseTool):
+        name: str = "save"
+        description: str = "d"
+
+        @declare(updates="items.json")
+        def _run(self, item: str) -> str:
+            return item
+
+    one = agent("one", tools=[Save()])
+    crew = Crew(agents=[one], tasks=[task(one)])
+    before = json.loads(crew.model_dump_json())
+    after = json.loads(guard_crew(crew, make_guard(tmp_path)).copy().model_dump_json())
+    assert after.keys() == before.keys() and after["agents"][0].keys() == before["agents"][0].keys()
+    assert after["agents"][0]["tools"][0]["cache_function"] == "agentguard_crewai.tools.never_cache"
 
 
 @pytest.mark.parametrize("way", WAYS)
