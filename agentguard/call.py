@@ -294,8 +294,8 @@ class Call:
                 name = place.resource.name
                 raise UndeclaredWrite(
                     f"{self.tool} of agent {self.identity.agent!r} wrote to {name} itself, which is in shard "
-                    f"mode: other agents may have seen it before the join. Let it write to path({name!r}), take the path as an "
-                    f'argument, or set mode = "serialize" for {name}.',
+                    f"mode: other agents may have seen it before the join. Let it write to path({name!r}), take the "
+                    f'path as an argument, or set mode = "serialize" for {name}.',
                     resource=name,
                     tool=self.tool,
                     agent=self.identity.agent,

@@ -174,9 +174,12 @@ def test_a_directory_excludes_what_lies_beneath(guard: Guard) -> None:
 
 
 def test_the_time_out_names_the_holder(guard: Guard) -> None:
-    with guard.agent("researcher"), guard.hold(writes="store.json", name="add_finding"):
-        with pytest.raises(LockTimeout, match=r"store\.json.*researcher.*add_finding") as caught:
-            run_elsewhere(lambda: guard.hold(writes="store.json", timeout=0).__enter__())
+    with (
+        guard.agent("researcher"),
+        guard.hold(writes="store.json", name="add_finding"),
+        pytest.raises(LockTimeout, match=r"store\.json.*researcher.*add_finding") as caught,
+    ):
+        run_elsewhere(lambda: guard.hold(writes="store.json", timeout=0).__enter__())
     assert caught.value.resource == "store.json"
     assert caught.value.holders[0].agent == "researcher"
     assert caught.value.timeout == 0

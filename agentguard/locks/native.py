@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from filelock import lock_descriptor, unlock_descriptor
-
 __all__ = [
     "AT_ONCE",
     "BUSY",
@@ -76,6 +74,9 @@ class Polled:
     shares = False
 
     def __init__(self) -> None:
+        from filelock import lock_descriptor, unlock_descriptor  # importing it costs more than all of this package
+
+        self._lock, self._unlock = lock_descriptor, unlock_descriptor
         self._locked: set[int] = set()  # taking a lock twice is an error on Windows
         self.flock: Callable[[int, int], None] = self._flock
 
@@ -83,9 +84,9 @@ class Polled:
         if operation == UNLOCK:
             if fd in self._locked:
                 self._locked.discard(fd)
-                unlock_descriptor(fd)
+                self._unlock(fd)
         elif fd not in self._locked:
-            if not lock_descriptor(fd, blocking=False):
+            if not self._lock(fd, blocking=False):
                 raise BlockingIOError(errno.EWOULDBLOCK, "locked by another process")
             self._locked.add(fd)
 

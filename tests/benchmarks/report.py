@@ -1,4 +1,4 @@
-"""Interleaved rounds, and a section of RESULTS.md for each benchmark. Nothing here is asserted: tables are for people."""
+"""Interleaved rounds, and a section of RESULTS.md for each benchmark. Nothing is asserted: tables are for people."""
 
 from __future__ import annotations
 
