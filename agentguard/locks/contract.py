@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from .forks import after_fork
+
 __all__ = [
     "Backend",
     "Holder",
@@ -204,6 +206,17 @@ class Backend(Protocol):
         ...
 
 
+_pid = os.getpid()
+
+
 def this_process() -> int:
-    """The process's number; asked each time, a fork changes it."""
-    return os.getpid()
+    """The number of this process, without a system call."""
+    return _pid
+
+
+def _after_fork() -> None:
+    global _pid
+    _pid = os.getpid()
+
+
+after_fork(_after_fork)

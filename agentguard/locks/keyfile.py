@@ -66,9 +66,9 @@ class KeyFile:
 
     def try_acquire(self, mode: Mode) -> bool:
         try:
-            if self.mode is not None:
-                return not self._head()[2] and self._join_group(mode)
-            return self._try(mode, True)
+            if self.mode is None:
+                return self._try(mode, True)
+            return not self._head()[2] and self._join_group(mode)
         except OSError as error:
             if self.mode is None:
                 self._drop()

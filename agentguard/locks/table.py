@@ -194,7 +194,7 @@ class LockTable:
         ticket.queue = domain
         if domain.waiting or domain.mask & mode.conflicts:
             self._line_up(ticket, domain)
-        elif self._obtain(domain, mode):
+        elif domain.lock is None or self._obtain(domain, mode):
             self._grant(ticket, domain)
         else:
             self._line_up(ticket, domain)
@@ -306,8 +306,13 @@ class LockTable:
         ticket.granted = False
         if ticket.children is not None and not ticket.children.empty():
             ticket.lingers = True  # the calls inside go on: the key stays theirs until the last of them has ended
-        else:
+        elif queue.waiting or len(queue.granted) > 1 or self._closed or not isinstance(queue, Domain):
             self._remove(ticket, queue)
+        else:  # the usual case of `_remove`, shorter: nobody else is there
+            queue.remove(ticket)
+            ticket.queue = None
+            if queue.have is not None and not queue.pumping:
+                queue.give_back()
 
     def _remove(self, ticket: Ticket, queue: Queue) -> None:
         queue.remove(ticket)
