@@ -184,12 +184,7 @@ class Declaration:
     @staticmethod
     def of(writes: Any = (), reads: Any = (), updates: Any = (), redirect: str = "argument") -> Declaration:
         """Build from what users write (a text or a list of texts each); raises `ConfigError` for bad templates."""
-        if redirect not in ("argument", "none"):
-            raise ConfigError(f"redirect must be 'argument' or 'none', not {redirect!r}", key="redirect")
-        made = Declaration(_names(writes, "writes"), _names(reads, "reads"), _names(updates, "updates"), redirect)
-        for _, text in made:
-            template(text)
-        return made
+        return _made(_names(writes, "writes"), _names(reads, "reads"), _names(updates, "updates"), redirect)
 
     def __iter__(self) -> Any:
         for kind in ("writes", "updates", "reads"):
@@ -206,6 +201,9 @@ class Declaration:
 
     def accesses(self, arguments: Mapping[str, Any], tool: str) -> list[Access]:
         """The resources of one call. Raises `UndeclaredWrite` when an argument cannot be part of a name."""
+        fixed = _fixed(self)
+        if fixed is not None:
+            return fixed
         return [access for kind, text in self for access in template(text).fill(arguments, kind, tool)]
 
     def check(self, parameters: Collection[str], tool: str, *, where: str = "") -> None:
@@ -226,6 +224,24 @@ class Declaration:
                     tool=tool,
                     nearest=near[0] if near else None,
                 )
+
+
+@functools.lru_cache(maxsize=4096)
+def _made(writes: tuple[str, ...], reads: tuple[str, ...], updates: tuple[str, ...], redirect: str) -> Declaration:
+    if redirect not in ("argument", "none"):
+        raise ConfigError(f"redirect must be 'argument' or 'none', not {redirect!r}", key="redirect")
+    declaration = Declaration(writes, reads, updates, redirect)
+    for _, text in declaration:
+        template(text)
+    return declaration
+
+
+@functools.lru_cache(maxsize=4096)
+def _fixed(declaration: Declaration) -> list[Access] | None:
+    """The accesses of a declaration without fields, which are the same for every call."""
+    if declaration.fields:
+        return None
+    return [access for kind, text in declaration for access in template(text).fill({}, kind, "")]
 
 
 def _names(value: Any, key: str) -> tuple[str, ...]:

@@ -76,6 +76,7 @@ class Guard:
         self._homes: dict[Path, Home] = {self.home.base: self.home}
         self._limits = any(one.timeout is not None for one in self.config.resources.values())
         self._warned: set[str] = set()
+        self._threads: dict[str, Identity] = {}  # of callers that nobody named
         self._closed = False
         self._tools = {name: _tool_declaration(one) for name, one in self.config.tools.items()}
         OPEN_GUARDS.append(weakref.ref(self, OPEN_GUARDS.remove))
@@ -306,7 +307,13 @@ class Guard:
             task = asyncio.current_task()
             if task is not None:
                 return Identity(task.get_name(), self.run)
-        return Identity(threading.current_thread().name, self.run)
+        name = threading.current_thread().name
+        known = self._threads.get(name)
+        if known is None:
+            if len(self._threads) > 1000:
+                self._threads.clear()
+            known = self._threads[name] = Identity(name, self.run)
+        return known
 
     # -- values ---
 
@@ -423,8 +430,10 @@ class Guard:
         """See `Home.recover_pending`, for the homes of these resources."""
         files = [resource.path for resource in resources if resource.path is not None]
         if files:
-            for base in {self.home.base, *(resource.home for resource in resources)}:
-                self.at_home(base).recover_pending(files)
+            self.home.recover_pending(files)
+            if len(self._homes) > 1:
+                for base in {resource.home for resource in resources} - {self.home.base}:
+                    self.at_home(base).recover_pending(files)
 
     def resolver(self, spec: str) -> Any:
         if spec in ("fail", "park"):

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 pytest.importorskip("crewai_support")  # first: it imports crewai without its warnings
-from agentguard_crewai import guard_crew, guard_tool, join_reports, tool
-from crewai.hooks import HookAborted, clear_all_hooks
+from agentguard_crewai import guard_crew, guard_tool, hooks, join_reports, tool
+from agentguard_crewai.identity import CALLER
+from crewai.hooks import HookAborted, ToolCallHookContext, clear_all_hooks
+from crewai.tasks.conditional_task import ConditionalTask
 from crewai_support import MARKS, BaseTool, Crew, Tool, agent, call, meeting, react, results, task
 
 import agentguard
@@ -218,6 +220,29 @@ def test_calls_are_made_as_the_agent_in_the_task_of_the_kickoff(tmp_path: Path) 
     assert first.run == second.run == f"crew-{crew._kickoff_event_id}"
     add.run(item="outside")
     assert found[-1].run == guard.run and found[-1].agent == "MainThread"
+
+
+def test_what_the_application_calls_between_tasks_is_no_agents_call(tmp_path: Path) -> None:
+    guard = make_guard(tmp_path)
+    found: list[Event] = []
+    guard.hooks.append(lambda event: found.append(event) if event.kind == "committed" else None)
+    add = adder()
+    ann = agent("ann", [call("add_item", item="ann")], tools=[add])
+
+    def condition(_: Any) -> bool:
+        add.run(item="between")
+        return False
+
+    last = ConditionalTask(description="t", expected_output="x", agent=ann, condition=condition)
+    guard_crew(Crew(agents=[ann], tasks=[task(ann), last]), guard).kickoff()
+    assert [(event.agent, event.run == guard.run) for event in found] == [("ann", False), ("MainThread", True)]
+
+
+def test_whose_call_it_was_is_forgotten_after_it() -> None:
+    ctx = ToolCallHookContext("look", {}, tool=adder().to_structured_tool(), agent=agent("ann"))
+    hooks.pre_tool_call(ctx)
+    assert CALLER.get() is not None
+    assert hooks.post_tool_call(ctx) is None and CALLER.get() is None
 
 
 def test_an_agent_without_a_crew_is_named_and_serialized(tmp_path: Path) -> None:

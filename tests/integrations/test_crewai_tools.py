@@ -307,6 +307,11 @@ def test_a_refusal_is_returned_varies_and_runs_nothing(guard: Guard) -> None:
     assert write.run(text="y") == "ok"
 
 
+def test_one_and_the_same_refusal_never_reads_the_same(guard: Guard) -> None:
+    error = agentguard.StaleWrite("changed", resource="log.txt")
+    assert len({failure(error).message for _ in range(5)}) == 5
+
+
 def test_a_long_refusal_is_cut(guard: Guard) -> None:
     answer = failure(agentguard.StaleWrite("changed: " + "x" * 5000, resource="log.txt"))
     assert len(answer.message) < 1100 and answer.message.startswith("changed: ")
