@@ -17,6 +17,7 @@ of the refused call was applied.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 __all__ = [
@@ -51,11 +52,30 @@ class AgentGuardError(Exception):
             return fields[name]
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
+    def for_model(self, limit: int = 1000) -> str:
+        """The text for a model: at most `limit` characters (about 300 tokens)."""
+        return self.message if len(self.message) <= limit else self.message[: limit - 2].rstrip() + " …"
+
+    def facts(self) -> dict[str, Any]:
+        """The fields as plain values (None, bool, numbers, texts, lists, mappings), for checkpoints and JSON."""
+        plain: dict[str, Any] = _plain(self.fields)
+        return plain
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, self.fields, getattr(self, "__notes__", None))
 
     def __str__(self) -> str:
         return self.message
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    return str(value)
 
 
 def _rebuild(kind: type[AgentGuardError], message: str, fields: dict[str, Any], notes: list[str] | None) -> Any:

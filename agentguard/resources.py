@@ -58,7 +58,10 @@ class Resources:
         if not text or "\0" in text:
             raise self._outside(text, tool, "is not a path")
         slash = text.endswith(("/", os.sep))
-        real, mode = self._locate(text)
+        try:
+            real, mode = self._locate(text)
+        except OSError as error:  # too long, or links in a circle
+            raise self._outside(text, tool, f"cannot be a path here: {error.strerror}") from error
         if real != self._root and not real.startswith(self._root.rstrip(os.sep) + os.sep):
             raise self._outside(text, tool, f"leaves the root {self.root}")
         inside = real[len(self._root.rstrip(os.sep)) + 1 :]

@@ -66,6 +66,15 @@ def test_a_path_cannot_leave_the_root(root: Path, name: str) -> None:
         Resources(root).resolve(name)
 
 
+def test_a_name_that_no_file_can_have_is_refused(root: Path) -> None:
+    (root / "one").symlink_to("two")
+    (root / "two").symlink_to("one")
+    with pytest.raises(UndeclaredWrite, match="too long"):
+        Resources(root).resolve("x" * 5000)
+    with pytest.raises(UndeclaredWrite):
+        Resources(root).resolve("one/x")
+
+
 def test_directories(root: Path) -> None:
     resources = Resources(root)
     assert resources.resolve("a").key == resources.resolve("a/").key == "file:a/"

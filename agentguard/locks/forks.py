@@ -13,12 +13,15 @@ MUTEX = threading.Lock()
 # Taken to open or close a descriptor, alone or inside MUTEX, never the other way round.
 OPENING = threading.Lock()
 
-_resets: list[Callable[[], None]] = []
+_in_child_do: list[Callable[[], None]] = []
+_in_parent_do: list[Callable[[], None]] = []
 
 
-def after_fork(reset: Callable[[], None]) -> None:
-    """Have `reset` called in the child of every fork, under both mutexes."""
-    _resets.append(reset)
+def after_fork(in_child: Callable[[], None], in_parent: Callable[[], None] | None = None) -> None:
+    """Have `in_child` called in the child of every fork, under both mutexes, and `in_parent` outside of them."""
+    _in_child_do.append(in_child)
+    if in_parent is not None:
+        _in_parent_do.append(in_parent)
 
 
 def _before() -> None:
@@ -30,11 +33,13 @@ def _before() -> None:
 def _in_parent() -> None:
     OPENING.release()
     MUTEX.release()
+    for action in _in_parent_do:
+        action()
 
 
 def _in_child() -> None:
-    for reset in _resets:
-        reset()
+    for action in _in_child_do:
+        action()
     OPENING.release()
     MUTEX.release()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import errno
 import queue
 import threading
 import time
@@ -24,13 +25,13 @@ class Pumps:
     `threading.stack_size` would change it for threads that others start at the same moment.
     """
 
-    def __init__(self, mutex: threading.Lock, limit: int = 2048) -> None:
+    def __init__(self, limit: int = 2048) -> None:
         self.limit = limit
-        self._mutex = mutex
         self.reset()
 
     def reset(self) -> None:
         """Forget all threads: in the child of a fork there are none."""
+        self._mutex = threading.Lock()
         self.threads = 0
         self._idle = 0  # threads waiting for a job that has not been put yet
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
@@ -38,23 +39,21 @@ class Pumps:
         self._polling = False
 
     def submit(self, wait: Job, poll: Job) -> None:
-        """Under the mutex: run `wait`, which may block, on a thread of its own; or `poll` now and then, which may not.
+        """Run `wait`, which may block, on a thread of its own; or `poll` now and then, which may not.
 
-        Raises RuntimeError when there is no thread at all and none can be started.
+        Raises OSError when there is no thread at all and none can be started.
         """
-        if self._idle:
-            self._idle -= 1
-            self._jobs.put(wait)
-            return
-        if self.threads < self.limit and self._start(self._work, wait):
-            self.threads += 1
-            return
-        self._backlog.append(poll)
-        if not self._polling:
-            self._polling = self._start(self._poll)
-            if not self._polling and not self.threads:
-                self._backlog.pop()
-                raise RuntimeError("no thread can be started to wait for a lock that another process holds")
+        with self._mutex:
+            if self._idle:
+                self._idle -= 1
+                self._jobs.put(wait)
+            elif self.threads < self.limit and self._start(self._work, wait):
+                self.threads += 1
+            else:
+                self._polling = self._polling or self._start(self._poll)
+                if not self._polling and not self.threads:
+                    raise OSError(errno.EAGAIN, "no thread can be started to wait for another process's lock")
+                self._backlog.append(poll)
 
     def _start(self, body: Callable[..., None], *args: Job) -> bool:
         try:

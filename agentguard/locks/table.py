@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 import weakref
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 
 from ..exceptions import AgentGuardError, LockLost
@@ -22,13 +23,14 @@ from .native import BUSY
 from .pump import Pumps
 from .tickets import Claim, Queue, Ticket
 
-__all__ = ["LockTable"]
+__all__ = ["LockTable", "section"]
 
-# Releases still to be done and futures still to be set: whoever leaves the mutex does them. So `release` never waits
-# for the mutex, not even in a finalizer or a signal handler that interrupted the thread which holds it.
+# Releases still to be done and futures still to be set: whoever leaves the mutex does them, so it is only ever entered
+# by `section`, `request` and `_leave`. Thus `release` never waits for the mutex, not even in a finalizer or a signal
+# handler that interrupted the thread which holds it.
 _released: deque[tuple[LockTable, Ticket]] = deque()
 _wake: deque[tuple[Future[None], BaseException | None]] = deque()
-_pumps = Pumps(MUTEX)
+_pumps = Pumps()
 _tables: weakref.WeakSet[LockTable] = weakref.WeakSet()
 
 # So many idle keys keep their state and their descriptors (one each, more after contention).
@@ -54,7 +56,7 @@ class LockTable:
         # Without a backend the tokens need a memory that does not grow with the number of keys: one counter for all
         # keys of a hash bucket, begun at the clock so that a restarted process goes on above the last one.
         self._tokens = [time.time_ns() // 1000] * _BUCKETS if backend is None else []
-        with MUTEX:
+        with section():
             _tables.add(self)
 
     def request(self, claim: Claim, key: str, mode: Mode) -> Ticket:
@@ -104,23 +106,19 @@ class LockTable:
 
     def holders(self, key: str) -> tuple[Holder, ...]:
         """Who holds a key: in this process, else as other processes wrote it down; () when it is free."""
-        with MUTEX:
-            _work_off()
+        with section():
             domain = self._domains.get(key)
             found = () if domain is None else tuple(domain.holders())
-        _leave()
         return found or (self._backend.holders(key) if self._backend is not None else ())
 
     def blockers(self, ticket: Ticket) -> tuple[Holder, ...]:
         """Who holds what a waiting ticket waits for now, for the text of an error; () when it does not wait."""
-        with MUTEX:
-            _work_off()
+        with section():
             queue = ticket.queue
             waits = queue is not None and not ticket.granted
             found = (
                 tuple(other.holder() for other in queue.blockers(ticket) if other.granted) if queue and waits else ()
             )
-        _leave()
         return found or (self.holders(ticket.key) if waits else ())
 
     def verify(self, ticket: Ticket) -> None:
@@ -128,15 +126,13 @@ class LockTable:
 
         To be called right before what the lock protects is made visible.
         """
-        with MUTEX:
-            _work_off()
+        with section():
             queue = ticket.queue
             held = ticket.granted
             while queue is not None and queue.inside is not None:
                 queue = queue.inside.queue
             if held and isinstance(queue, Domain) and queue.lock is not None and not queue.pumping:
                 held = not queue.lock.lost()
-        _leave()
         if not held:
             raise LockLost(
                 f"the lock on {ticket.key!r} (token {ticket.token}) is no longer held: it was released, its lock file "
@@ -147,8 +143,7 @@ class LockTable:
 
     def statistics(self) -> Statistics:
         """The table now. Keys that are neither held nor waited for are left out."""
-        with MUTEX:
-            _work_off()
+        with section():
             keys = []
             for key, domain in self._domains.items():
                 if not domain.empty():
@@ -157,25 +152,20 @@ class LockTable:
                     waiters = len(domain.waiting or ())
                     keys.append(KeyStatistics(key, holders, waiters, since, domain.grants, domain.longest))
             found = Statistics(tuple(keys), self._grants, self._waits, self._longest)
-        _leave()
         return found
 
     def scan(self) -> tuple[Holder, ...]:
         """Everything held SHARED or EXCLUSIVE now by any living process that uses the same place."""
-        with MUTEX:
-            _work_off()
+        with section():
             mine = [h for domain in self._domains.values() for h in domain.holders() if not h.mode.intent]
-        _leave()
         others = () if self._backend is None else self._backend.scan({holder.key for holder in mine})
         return (*mine, *others)
 
     def close(self) -> None:
         """Refuse further keys and close idle ones; what is held or waited for goes on until it is released."""
-        with MUTEX:
-            _work_off()
+        with section():
             self._closed = True
             self._sweep(0)
-        _leave()
 
     # -- under the mutex: asking -----------------------------------------------------------------------------------
 
@@ -410,27 +400,25 @@ class LockTable:
 
     def _wait_for(self, domain: Domain, lock: Lock) -> None:
         error: BaseException | None = None
-        with MUTEX:
+        with section():
             head = domain.head()
         if head is not None:
             try:
                 lock.acquire(head.mode, lambda: bool(domain.waiting))
             except (OSError, AgentGuardError) as reason:
                 error = reason
-        with MUTEX:
+        with section():
             domain.pumping = False
             domain.have = lock.mode
             domain.taken = time.monotonic()
             if error is not None:
                 self._fail(domain, error)
             self._settle(domain)
-        _leave()
 
     def _poll(self, domain: Domain) -> None:
-        with MUTEX:
+        with section():
             domain.pumping = False
             self._settle(domain)
-        _leave()
 
     def _after_fork(self) -> None:
         """In the child: it holds nothing and waits for nothing."""
@@ -439,6 +427,17 @@ class LockTable:
             if domain.lock is not None:
                 domain.lock.abandon()
         self._domains = {}
+
+
+@contextmanager
+def section() -> Iterator[None]:
+    """The mutex, for everything but a request."""
+    try:
+        with MUTEX:
+            _work_off()
+            yield
+    finally:
+        _leave()
 
 
 def _let_go(ticket: Ticket, queue: Queue) -> None:
@@ -509,4 +508,4 @@ def _after_fork() -> None:
         table._after_fork()
 
 
-after_fork(_after_fork)
+after_fork(_after_fork, in_parent=_leave)

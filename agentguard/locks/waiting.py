@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 
 from .cycles import BLOCKED_LOOPS, forbid_own_loop
-from .forks import MUTEX
+from .table import section
 from .tickets import Ticket
 
 __all__ = ["await_", "wait"]
@@ -25,7 +25,7 @@ def wait(ticket: Ticket, timeout: float | None = None) -> bool:
         return ticket.granted
     loop = _running_loop()
     if loop is not None:
-        with MUTEX:
+        with section():
             forbid_own_loop(ticket, loop)
             BLOCKED_LOOPS[loop] = ticket
     try:

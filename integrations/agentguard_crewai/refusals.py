@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from crewai.hooks import HookAborted
@@ -24,7 +23,6 @@ REPORTED = (StaleWrite, LockTimeout, Deadlock, LockLost, UndeclaredWrite, InDoub
 
 # InDoubt is no refusal, its commit was decided; but raising it would let the text path run the body again.
 _FINAL = (UndeclaredWrite, InDoubt)
-_LONGEST = 1000
 _numbers = itertools.count(1)
 
 
@@ -34,27 +32,13 @@ def failure(error: AgentGuardError) -> ToolFailure:
     CrewAI ends a run after five calls with one and the same result, and an agent that waits its turn politely would
     look just like one that is stuck; the number tells them apart.
     """
-    text = str(error)
-    if len(text) > _LONGEST:
-        text = text[:_LONGEST].rstrip() + " …"
-    text = f"{text}\n[refusal {next(_numbers)}, {time.strftime('%H:%M:%S')}]"
+    text = f"{error.for_model()}\n[refusal {next(_numbers)}, {time.strftime('%H:%M:%S')}]"
     return ToolFailure(
         message=text,
         code=error.code,
         retryable=not isinstance(error, _FINAL),
-        details={name: _plain(value) for name, value in error.fields.items()},
+        details=error.facts(),
     )
-
-
-def _plain(value: Any) -> Any:
-    """Only what every serializer of the framework takes."""
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
-    return str(value)
 
 
 def aborting(error: AgentGuardError) -> HookAborted:
