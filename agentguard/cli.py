@@ -53,6 +53,9 @@ def main() -> None:
     except AgentGuardError as error:
         _complain(str(error))
         sys.exit(2)
+    except PermissionError as error:
+        _complain(f"{error.filename}: {error.strerror}. Run it as the user whose folder it is.")
+        sys.exit(2)
 
 
 @app.callback(invoke_without_command=True)
@@ -167,6 +170,10 @@ def _join(guard: Guard, run: str) -> None:
 
 
 def _drop(guard: Guard, reference: str) -> None:
+    if reference in guard.shards.damaged():
+        guard.shards.remove(reference)
+        _say(f"dropped the damaged shard {reference}")
+        return
     shard = guard.shards.load(reference)
     if shard is None:
         raise ConfigError(
@@ -190,6 +197,8 @@ def _settings(file: Path | None, root: Path | None) -> Config:
         raise ConfigError("give either --config or --root, not both")
     if root is None:
         return load_config(file)
+    if not root.is_dir():
+        raise ConfigError(f"--root {root}: there is no such folder", file=str(root))
     plain = make_config(root)
     found = find_config(plain.root)
     if found is not None:

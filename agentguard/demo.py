@@ -195,7 +195,11 @@ def _loaded(text: str) -> dict[str, Any]:
 
 def _open(folder: Path) -> sqlite3.Connection:
     board = sqlite3.connect(folder / "board.sqlite3", timeout=30, isolation_level=None)
-    board.execute("PRAGMA synchronous = OFF")  # a demo need not survive a power cut
+    try:
+        board.execute("PRAGMA synchronous = OFF")  # a demo need not survive a power cut
+    except sqlite3.Error:
+        board.close()
+        raise
     return board
 
 
@@ -278,13 +282,13 @@ def _read_log(folder: Path) -> _Found:
 def _read_report(folder: Path) -> _Found:
     text = (folder / "report.md").read_text(encoding="utf-8", errors="replace")
     start, _, end = _REPORT.partition(_END)
-    whole = text.startswith(start) and text.endswith(_END + end)
-    body = text.removeprefix(start).removesuffix(_END + end) if whole else text
-    frame = set() if whole else set(_REPORT.splitlines())
-    lines = [line for line in body.splitlines() if line not in frame]
-    matches = [_BULLET.fullmatch(line) for line in lines]
+    frame = [line for line in _REPORT.splitlines() if line]
+    lines = [line for line in text.splitlines() if line]
+    rest = [line for line in lines if line not in frame]
+    whole = text.startswith(start) and text.endswith(_END + end) and len(lines) - len(rest) == len(frame)
+    matches = [_BULLET.fullmatch(line) for line in rest]
     marks = [(match[2], int(match[1])) for match in matches if match is not None]
-    return marks, None, len(lines) - len(marks) + (not whole)
+    return marks, None, len(rest) - len(marks) + (not whole)
 
 
 def _read_rows(folder: Path) -> _Found:

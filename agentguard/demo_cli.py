@@ -21,7 +21,7 @@ from .exceptions import ConfigError
 
 __all__ = ["show"]
 
-_WIDTH = 100  # of the table in a file or pipe, which have no width of their own
+_WIDTH = 110  # of the table in a file or pipe, which have no width of their own
 
 
 def show(framework: str, agents: int, rounds: int, asynchronous: bool, keep: Path | None, as_json: bool) -> int:
@@ -48,7 +48,7 @@ def show(framework: str, agents: int, rounds: int, asynchronous: bool, keep: Pat
             frameworks, missing = load(
                 names, scratch, loading=lambda title: progress.update(task, description=f"importing {title}")
             )
-            if not frameworks or (missing and framework != "all"):
+            if missing and framework != "all":
                 raise ConfigError("\n".join(missing))
             todo = plans(frameworks)
             progress.update(task, total=len(todo) * agents * rounds)
@@ -65,6 +65,8 @@ def show(framework: str, agents: int, rounds: int, asynchronous: bool, keep: Pat
                 progress.update(task, completed=len(results) * agents * rounds)
         if as_json:
             _print_json(results, missing, agents, rounds, keep)
+        elif not results:
+            print("The demo runs a framework, and none is installed here:", *missing, sep="\n")
         else:
             _print(results, missing, agents, rounds, keep)
     return 1 if any(one.failed for one in results) else 0
@@ -123,10 +125,10 @@ def _print(results: list[Result], missing: list[str], agents: int, rounds: int, 
 
 
 def _table(results: list[Result]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("framework", "state"):
         table.add_column(name, no_wrap=True)
-    table.add_column("mode")
+    table.add_column("mode", min_width=len("serialized"))
     for name in ("expected", "kept", "lost", "torn", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     before: Plan | None = None
@@ -157,7 +159,7 @@ def _sentence(results: list[Result]) -> Text:
     told = summary(results)
     plain = f"Without the guard {told['unguarded_lost']} of {told['unguarded_updates']} updates were lost"
     if told["unguarded_torn"]:
-        plain += f" and {told['unguarded_torn']} left torn"
+        plain += f", and in {told['unguarded_torn']} place(s) the state was torn"
     if told["ok"]:
         return Text.assemble((f"{plain}. ", ""), (f"With it: none of {told['guarded_updates']}.", "bold green"))
     guarded = f"With it: {told['guarded_lost']} of {told['guarded_updates']} lost, {told['guarded_torn']} torn."

@@ -107,6 +107,8 @@ def load(names: Iterable[str], scratch: Path, *, loading: Callable[[str], None])
         try:
             module = importlib.import_module(f"agentguard_{name}.demo")
         except ImportError as error:
+            if (error.name or "").startswith("agentguard"):
+                raise  # ours is broken, not theirs missing
             missing.append(_missing(name, error))
         else:
             found.append(Framework(name, module.run))

@@ -107,17 +107,30 @@ class Shards:
 
     def load(self, reference: str) -> Shard | None:
         """The shard with this reference; None when it is gone (merged). References are data: nothing else is opened."""
-        if not _REFERENCE.fullmatch(reference) or any(part.strip(".") == "" for part in reference.split("/")):
-            raise AgentGuardError(f"{reference[:80]!r} is not the reference of a shard", reference=reference)
+        self._check(reference)
         with self._mutex:
             for shard in self._open.values():
                 if shard.reference == reference:
                     return shard
         folder = self.folder / reference
         try:
-            head = orjson.loads((folder / "shard.json").read_bytes())
+            return self._read(folder, reference)
         except FileNotFoundError:
             return None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise AgentGuardError(
+                f"the shard {folder} is damaged ({error}): look at its files, then `agentguard recover --drop {reference}`",
+                reference=reference,
+            ) from error
+
+    @staticmethod
+    def _check(reference: str) -> None:
+        if not _REFERENCE.fullmatch(reference) or any(part.strip(".") == "" for part in reference.split("/")):
+            raise AgentGuardError(f"{reference[:80]!r} is not the reference of a shard", reference=reference)
+
+    @staticmethod
+    def _read(folder: Path, reference: str) -> Shard:
+        head = orjson.loads((folder / "shard.json").read_bytes())
         identity = Identity(
             head["agent"], head["run"], head["step"], head["shard"], tuple(head["order"]), head.get("parent")
         )
@@ -145,9 +158,9 @@ class Shards:
             return shard, entry
         relative = os.path.relpath(resource.path, self.home.base)
         source, inherited = resource.path, None
-        parent = self.load(identity.parent) if identity.parent else None
-        if parent is not None and resource.key in parent.entries:
-            source, inherited = parent.entries[resource.key].ours, parent.entries[resource.key].id
+        earlier = self._earlier(identity, resource.key)
+        if earlier is not None:
+            source, inherited = earlier.ours, earlier.id
         base, ours = shard.folder / "base" / relative, shard.folder / "ours" / relative
         for file in (base, ours):
             make_private(file.parent)
@@ -176,6 +189,11 @@ class Shards:
 
     def inherited(self, identity: Identity, key: str) -> Path | None:
         """What this identity sees of a resource that it has not written itself: its branch's, if there is one."""
+        earlier = self._earlier(identity, key)
+        return earlier.ours if earlier is not None else None
+
+    def _earlier(self, identity: Identity, key: str) -> Entry | None:
+        """The nearest entry for a resource in the branch before this identity."""
         seen = 0
         reference = identity.parent
         while reference is not None and seen < 10_000:
@@ -183,7 +201,7 @@ class Shards:
             if shard is None:
                 return None
             if key in shard.entries:
-                return shard.entries[key].ours
+                return shard.entries[key]
             reference, seen = shard.identity.parent, seen + 1
         return None
 
@@ -250,14 +268,36 @@ class Shards:
             folder = folder.parent
 
     def runs(self) -> list[Shard]:
-        """Every shard on disk, of every run."""
-        found = [
-            self.load(f"{run.name}/{step.name}/{shard.name}")
+        """Every readable shard on disk, of every run."""
+        return ordered(shard for shard in map(self._readable, self._references()) if shard is not None)
+
+    def damaged(self) -> list[str]:
+        """References of shards whose records cannot be read: for a person to look at."""
+        return [
+            reference
+            for reference in self._references()
+            if self._readable(reference) is None and (self.folder / reference / "shard.json").exists()
+        ]
+
+    def remove(self, reference: str) -> None:
+        """`drop`, for one that cannot be read."""
+        self._check(reference)
+        shutil.rmtree(self.folder / reference, ignore_errors=True)
+        self._prune((self.folder / reference).parent)
+
+    def _references(self) -> list[str]:
+        return [
+            f"{run.name}/{step.name}/{shard.name}"
             for run in _folders(self.folder)
             for step in _folders(run)
             for shard in _folders(step)
         ]
-        return ordered(shard for shard in found if shard is not None)
+
+    def _readable(self, reference: str) -> Shard | None:
+        try:
+            return self.load(reference)
+        except AgentGuardError:
+            return None
 
 
 def ordered(shards: Iterable[Shard]) -> list[Shard]:

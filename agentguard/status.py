@@ -34,6 +34,7 @@ class Status:
     home: str
     holders: tuple[Holder, ...]
     shards: tuple[OpenShard, ...]
+    damaged: tuple[str, ...]  # references of shards that cannot be read
     conflicts: tuple[str, ...]  # folders under `conflicts/`
     pending: tuple[Pending, ...]  # commits of live or dead processes that are not finished
 
@@ -48,6 +49,7 @@ class Status:
             "home": self.home,
             "holders": [{**asdict(one), "mode": one.mode.name.lower()} for one in self.holders],
             "shards": [asdict(one) for one in self.shards],
+            "damaged": list(self.damaged),
             "conflicts": list(self.conflicts),
             "pending": [
                 {
@@ -72,6 +74,8 @@ class Status:
                 for one in self.shards
             ],
         )
+        if self.damaged:
+            lines += _section("damaged shards (look at their files, then drop them)", list(self.damaged))
         lines += _section("kept conflicts", list(self.conflicts))
         lines += _section("unfinished commits", [_commit(one) for one in self.pending])
         return "\n".join(lines)
@@ -102,11 +106,13 @@ class Recovery:
 def status(home: Home) -> Status:
     """Look; change nothing. Raises OSError when the folder cannot be read."""
     conflicts = home.folder / "conflicts"
+    shards = Shards(home, home.base)
     kept = sorted(str(entry) for entry in conflicts.iterdir() if entry.is_dir()) if conflicts.is_dir() else []
     return Status(
         str(home.base),
         tuple(sorted((one for one in home.locks.scan() if _name(one.key)), key=lambda one: one.key)),
-        tuple(_open(shard) for shard in Shards(home, home.base).runs() if shard.entries),
+        tuple(_open(shard) for shard in shards.runs() if shard.entries),
+        tuple(shards.damaged()),
         tuple(kept),
         tuple(one for journal in (home.journal, *home.above) for one in journal.inspect()),
     )

@@ -269,6 +269,20 @@ def test_references_are_data(guard: Guard, reference: str) -> None:
         guard.join(shards=[reference])
 
 
+def test_a_damaged_shard_is_listed_and_stops_the_join_of_its_run(guard: Guard) -> None:
+    add(guard, "a", "a1")
+    (orphan,) = guard.status().shards
+    (Path(orphan.folder) / "shard.json").write_text("{")
+    later = Guard(root=guard.root, resources=SHARDED)
+    status = later.status()
+    assert (status.shards, status.damaged) == ((), (orphan.reference,))
+    assert orphan.reference in str(status)
+    with pytest.raises(AgentGuardError, match="damaged"):
+        later.join(run=guard.run)
+    later.shards.remove(orphan.reference)
+    assert not later.join(run=guard.run)
+
+
 def test_an_orphan_is_listed_and_joined_by_a_person(guard: Guard) -> None:
     add(guard, "a", "a1")
     run = guard.run

@@ -36,5 +36,7 @@ class TestLockFiles(LockContract):
 class TestPolledLockFiles(TestLockFiles):
     """Where `fcntl` is missing; shared locks are exclusive between processes there."""
 
+    shares = False
+
     def open(self) -> LockTable:
         return LockTable(FileBackend(self.path, Polled()))

@@ -150,15 +150,11 @@ class Lock(Protocol):
     """The token of the key's last exclusive grant, known while `mode` is not None; 0 before the first."""
 
     def try_acquire(self, mode: Mode) -> bool:
-        """Take `mode` (in addition to what is held) if that is possible at once without passing another waiter."""
+        """Take `mode`, in addition to what is held, if that is possible at once without passing another waiter."""
         ...
 
     def acquire(self, mode: Mode, wanted: Callable[[], bool]) -> bool:
-        """Wait in line for `mode`; False when `wanted()` turned False meanwhile (asked now and then, or never)."""
-        ...
-
-    def extends(self, mode: Mode) -> bool:
-        """Whether `mode` can be taken in addition to what is held; if not, it is given back first."""
+        """Wait in line for `mode`, nothing being held; False when `wanted()` turned False meanwhile (asked now and then, or never)."""
         ...
 
     def stamp(self, owner: Owner) -> int:

@@ -84,12 +84,13 @@ def _in_the_way(claim: Claim) -> bool:
 
 
 def _waited_for(ticket: Ticket) -> bool:
+    """Whether anybody waits where this ticket lies, or where one lies that ends with it or is the claim's as well."""
     queue = ticket.queue
     while queue is not None:
         if queue.waiting:
             return True
         outer = queue.inside
-        queue = outer.queue if outer is not None and outer.lingers else None
+        queue = outer.queue if outer is not None and (outer.lingers or outer.claim is ticket.claim) else None
     return False
 
 

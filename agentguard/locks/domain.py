@@ -49,7 +49,12 @@ class Domain(Queue):
             if have.covered & mode.bit and (self.granted or have is not Mode.EXCLUSIVE or mode is Mode.EXCLUSIVE):
                 return self._may_stay(lock)
             if self.granted:
-                return self._extend(lock, mode)
+                # Only at once: who holds a key and waits in line for more of it would wait for whoever waits for it.
+                if lock.try_acquire(mode):
+                    self.have = lock.mode
+                    return True
+                self.draining = True
+                return False
             self.give_back()
         if lock.try_acquire(mode):
             self.have = lock.mode
@@ -69,14 +74,6 @@ class Domain(Queue):
             self.draining = True
         else:
             self.give_back()
-        return False
-
-    def _extend(self, lock: Lock, mode: Mode) -> bool:
-        if not lock.extends(mode):
-            self.draining = True
-        elif lock.try_acquire(mode):
-            self.have = lock.mode
-            return True
         return False
 
     def give_back(self) -> None:

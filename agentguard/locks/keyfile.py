@@ -68,7 +68,7 @@ class KeyFile:
         try:
             if self.mode is None:
                 return self._try(mode, True)
-            return not self._head()[2] and self._join_group(mode)
+            return self._add(mode)
         except OSError as error:
             if self.mode is None:
                 self._drop()
@@ -137,6 +137,11 @@ class KeyFile:
             self.mode = mode
         return joined
 
+    def _add(self, mode: Mode) -> bool:
+        """Take a directory's mode in addition to INTENT_SHARED."""
+        _, drained, queued = self._head()
+        return self.mode is IS and not queued and (mode is IX or bool(drained)) and self._join_group(mode)
+
     def _attempt(self, fd: int, operation: int) -> bool:
         try:
             self._flock(fd, operation | AT_ONCE)
@@ -147,13 +152,11 @@ class KeyFile:
     # -- waiting, on a thread kept for it --------------------------------------------------------------------------
 
     def acquire(self, mode: Mode, wanted: Callable[[], bool]) -> bool:
-        held = self.mode
         while True:
             try:
                 done = self._acquire(mode, wanted)
             except OSError as error:
-                if held is None:
-                    self._drop()
+                self._drop()
                 if error.errno not in BUSY:
                     raise self._backend.explain(error) from error
                 if not wanted():
@@ -171,7 +174,7 @@ class KeyFile:
         if not self._backend.native.wait(turnstile, EXCLUSIVE, wanted):
             return False
         try:
-            if self.mode is None and not (self._current() and _same(turnstile, self._path + ".next")):
+            if not (self._current() and _same(turnstile, self._path + ".next")):
                 self.close()
                 return None
             pwrite(self._fd, _YES, record.QUEUED)
@@ -185,12 +188,8 @@ class KeyFile:
 
     def _wait(self, mode: Mode, wanted: Callable[[], bool]) -> bool | None:
         """Inside the turnstile."""
-        held = self.mode
-        if held is None:
-            done = self._wait_main(mode, wanted)
-            if not done:
-                return done
-        if mode is not IS and self.mode is IS:
+        done = self._wait_main(mode, wanted)
+        if done and self.directory and (mode is IX or mode is S):
             own, other = _group(mode)
             joined = False
             if self._backend.native.wait(self._file(other), EXCLUSIVE, wanted):
@@ -199,11 +198,10 @@ class KeyFile:
                 finally:
                     self._unlock(other)
             if not joined:
-                if held is None:
-                    self._drop()
+                self._drop()
                 return False
             self.mode = mode
-        return True
+        return done
 
     def _wait_main(self, mode: Mode, wanted: Callable[[], bool]) -> bool | None:
         fd, wait = self._fd, self._backend.native.wait
@@ -227,9 +225,6 @@ class KeyFile:
         return True
 
     # -- while held ------------------------------------------------------------------------------------------------
-
-    def extends(self, mode: Mode) -> bool:
-        return self.mode is IS and (mode is IX or (mode is S and bool(self._head()[1])))
 
     def stamp(self, owner: Owner) -> int:
         token = record.next_token(self.token, self._boot)

@@ -151,8 +151,7 @@ class LockTable:
                     since = min((holder.since for holder in holders), default=None)
                     waiters = len(domain.waiting or ())
                     keys.append(KeyStatistics(key, holders, waiters, since, domain.grants, domain.longest))
-            found = Statistics(tuple(keys), self._grants, self._waits, self._longest)
-        return found
+            return Statistics(tuple(keys), self._grants, self._waits, self._longest)
 
     def scan(self) -> tuple[Holder, ...]:
         """Everything held SHARED or EXCLUSIVE now by any living process that uses the same place."""
@@ -313,25 +312,34 @@ class LockTable:
     def _withdraw(self, ticket: Ticket) -> None:
         """Undo a request, or finish a release, that an exception broke off: an interrupt can come at any line."""
         queue = ticket.queue
-        if queue is None:
-            return
-        _let_go(ticket, queue)
-        ticket.granted = False
-        self._leave_line(ticket, queue)
-        if ticket.children is not None and not ticket.children.empty() and ticket in queue.granted:
-            ticket.lingers = True
-            return
-        ticket.queue = None
-        ticket.lingers = False
-        queue.expel(ticket)
-        for other in [*queue.granted]:  # others that were being granted: again, or to the end
-            if other.future is not None and not other.future.done():
-                if other.granted:
-                    self._leave_line(other, queue)
-                    _wake.append((other.future, None))
-                elif not other.lingers:
-                    queue.expel(other)
-                    queue.enqueue(other, first=True)
+        if queue is not None:
+            _let_go(ticket, queue)
+            ticket.granted = False
+            self._leave_line(ticket, queue)
+            if ticket in queue.granted and ticket.children is not None and not ticket.children.empty():
+                ticket.lingers = True
+            else:
+                ticket.queue = None
+                ticket.lingers = False
+                queue.expel(ticket)
+        domain = self._domains.get(ticket.key)
+        if domain is not None:
+            self._mend(domain)
+
+    def _mend(self, queue: Queue) -> None:
+        """Bring a queue, and those inside, into order again: grants that were broken off begin anew or are finished."""
+        for ticket in [*queue.granted]:
+            if ticket.children is not None:
+                self._mend(ticket.children)
+        queue.expel(None)
+        for ticket in [*queue.granted]:
+            if ticket.future is not None and not ticket.future.done():
+                if ticket.granted:
+                    self._leave_line(ticket, queue)
+                    _wake.append((ticket.future, None))
+                elif not ticket.lingers:
+                    queue.expel(ticket)
+                    queue.enqueue(ticket, first=True)
         if isinstance(queue, Domain) and not queue.granted and not queue.pumping:
             queue.give_back()
         self._settle(queue)

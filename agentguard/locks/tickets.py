@@ -123,11 +123,12 @@ class Queue:
         if not counts[mode.index]:
             self.mask &= ~mode.bit
 
-    def expel(self, ticket: Ticket) -> None:
-        """Remove a ticket whatever state an interrupt left it, and the counts, in."""
-        self.granted.pop(ticket, None)
-        if self.waiting is not None:
-            self.waiting.pop(ticket, None)
+    def expel(self, ticket: Ticket | None) -> None:
+        """Remove a ticket, if any, and count anew: whatever state an interrupt left them in."""
+        if ticket is not None:
+            self.granted.pop(ticket, None)
+            if self.waiting is not None:
+                self.waiting.pop(ticket, None)
         self.counts = [0, 0, 0, 0]
         self.mask = 0
         for other in self.granted:

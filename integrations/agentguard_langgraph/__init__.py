@@ -1,10 +1,10 @@
 """AgentGuard for LangGraph and LangChain: guarded tools, nodes, agents, and graphs whose shards are merged at joins.
 
-    graph = guard_graph(builder, guard)                     # the whole graph: tools, identities, joins
-    guard_tools([add_finding], guard)                       # or only tools, wherever they are called
-    guarded_tool_node([add_finding], guard)
-    create_agent(model, tools, middleware=[GuardMiddleware(guard)])
-    builder.add_node("writer", guard_node(writer, guard, writes="report.md"))
+graph = guard_graph(builder, guard)                     # the whole graph: tools, identities, joins
+guard_tools([add_finding], guard)                       # or only tools, wherever they are called
+guarded_tool_node([add_finding], guard)
+create_agent(model, tools, middleware=[GuardMiddleware(guard)])
+builder.add_node("writer", guard_node(writer, guard, writes="report.md"))
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who makes a call in a graph: run, agent, superstep and shard, read from the configuration that LangGraph passes on."""
+"""Who makes a call in a graph: run, agent, superstep and shard, read from the configuration LangGraph passes on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import dataclasses
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +73,7 @@ def position_of(config: Mapping[str, Any] | None) -> Position | None:
     node, namespace = metadata.get("langgraph_node"), metadata.get("langgraph_checkpoint_ns")
     if not node or not namespace:
         return None
-    path = metadata.get("langgraph_path") or ()
+    path: Sequence[Any] = metadata.get("langgraph_path") or ()
     pushed = bool(path) and path[0] == PUSH
     return Position(
         tuple(namespace.split(NS_SEP)),

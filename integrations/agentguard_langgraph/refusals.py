@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from langchain_core.messages import ToolMessage
@@ -14,7 +13,6 @@ from agentguard.redirect import CURRENT, unmap
 __all__ = ["REFUSALS", "refusal", "shown"]
 
 REFUSALS = (StaleWrite, LockTimeout, Deadlock, UndeclaredWrite, LockLost)
-LIMIT = 1_000  # characters: about 250 tokens
 
 
 def refusal(error: AgentGuardError, name: str, tool_call_id: str) -> ToolMessage:
@@ -22,24 +20,10 @@ def refusal(error: AgentGuardError, name: str, tool_call_id: str) -> ToolMessage
 
     Code finds the same facts in `message.artifact["agentguard"]`: `code`, `error` (the class), and the error's fields.
     """
-    text = str(error)
-    if len(text) > LIMIT:
-        text = text[: LIMIT - 2] + " …"
-    facts = {"error": type(error).__name__, "code": error.code, **_plain(error.fields)}
+    facts = {"error": type(error).__name__, "code": error.code, **error.facts()}
     return ToolMessage(
-        content=text, name=name, tool_call_id=tool_call_id, status="error", artifact={"agentguard": facts}
+        content=error.for_model(), name=name, tool_call_id=tool_call_id, status="error", artifact={"agentguard": facts}
     )
-
-
-def _plain(value: Any) -> Any:
-    # It goes into checkpoints: only what every serializer knows.
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
-    return str(value)
 
 
 def shown(result: Any) -> Any:

@@ -14,7 +14,7 @@ from langchain_core.tools import BaseTool, StructuredTool, Tool
 from langchain_core.tools import tool as langchain_tool
 from pydantic import PrivateAttr
 
-from agentguard import AgentGuardError, ConfigError, Declaration, Guard
+from agentguard import AgentGuardError, ConfigError, Declaration, Guard, Identity
 
 from .declaring import Parameters, declaration_of
 from .identity import caller
@@ -42,14 +42,14 @@ class Gate:
 
     def call(self, tool: BaseTool, args: tuple[Any, ...], kwargs: Mapping[str, Any], body: Callable[..., Any]) -> Any:
         """One guarded call of `body(*args, **kwargs)`; a refusal is returned when a model made the call."""
-        invocation = _INVOCATION.get()
+        invocation = self._own()
         try:
             return self.guard.call(
                 self.declaration,
                 tool.name,
                 self.parameters.arguments(args, kwargs),
                 self._entering(invocation, args, kwargs, body),
-                identity=self._caller(invocation),
+                identity=self._caller(),
             )
         except REFUSALS as error:
             return _refused(tool, error, invocation)
@@ -64,20 +64,26 @@ class Gate:
         threaded: bool,
     ) -> Any:
         """The async twin. `threaded`: the body is sync, and runs in a thread that is always waited for."""
-        invocation = _INVOCATION.get()
+        invocation = self._own()
         try:
             return await self.guard.acall(
                 self.declaration,
                 tool.name,
                 self.parameters.arguments(args, kwargs),
                 self._entering(invocation, args, kwargs, body),
-                identity=self._caller(invocation, asynchronous=True),
+                identity=self._caller(asynchronous=True),
                 threaded=threaded,
             )
         except REFUSALS as error:
             return _refused(tool, error, invocation)
 
-    def _caller(self, invocation: _Invocation | None, *, asynchronous: bool = False) -> Any:
+    def _own(self) -> _Invocation | None:
+        invocation = _INVOCATION.get()
+        # Copies of one copy share their parameters, and their functions.
+        return invocation if invocation is not None and invocation.gate.parameters is self.parameters else None
+
+    def _caller(self, *, asynchronous: bool = False) -> Identity:
+        invocation = _INVOCATION.get()
         config = invocation.config if invocation is not None else None
         return caller(self.guard, config, in_tool_node=self.in_tool_node, asynchronous=asynchronous)
 
@@ -99,8 +105,8 @@ class Gate:
 
     def passes(self, tool_call_id: str | None) -> bool:
         """Whether this call is guarded already: it is inside its own body, or somebody guards it by its name."""
-        invocation = _INVOCATION.get()
-        if invocation is not None and invocation.gate is self and invocation.inside:
+        invocation = self._own()
+        if invocation is not None and invocation.inside:
             return True
         handled = HANDLED.get()
         return handled is not None and handled[0] is self.guard and handled[1] == tool_call_id
@@ -138,8 +144,8 @@ class GuardedTool(BaseTool):
     _gate: Gate = PrivateAttr()
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
-        # LangChain runs a sync tool's whole `invoke` in the loop's small pool of threads. There it would wait for locks,
-        # and starve the very calls that hold them.
+        # LangChain runs a sync tool's whole `invoke` in the loop's small pool of threads. There it would wait for
+        # locks, and starve the very calls that hold them.
         if super().ainvoke.__func__ in _IN_EXECUTOR:  # type: ignore[attr-defined]
             return await BaseTool.ainvoke(self, input, config, **kwargs)
         return await super().ainvoke(input, config, **kwargs)
@@ -162,7 +168,7 @@ class GuardedTool(BaseTool):
 _IN_EXECUTOR = (StructuredTool.ainvoke, Tool.ainvoke)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _guarded_class(kind: type[BaseTool]) -> type[GuardedTool]:
     """The class of guarded copies of tools of this class; LangChain reads the signatures of both methods."""
     shared = "coroutine" in kind.model_fields  # one class for sync and async functions: each tool has either
@@ -214,7 +220,7 @@ def guard_tools(tools: Iterable[BaseTool | Callable[..., Any]], guard: Guard) ->
 
 def guarded_tool(given: BaseTool | Callable[..., Any], guard: Guard, *, in_tool_node: bool = False) -> BaseTool:
     """See `guard_tools`."""
-    found = given if isinstance(given, BaseTool) else cast(BaseTool, langchain_tool(given))
+    found: BaseTool = given if isinstance(given, BaseTool) else langchain_tool(given)
     if isinstance(found, GuardedTool):
         gate = found._gate
         if gate.guard is not guard:
@@ -241,7 +247,7 @@ def guarded_tool(given: BaseTool | Callable[..., Any], guard: Guard, *, in_tool_
     for field in ("func", "coroutine"):
         function = getattr(found, field, None)
         if function is not None:
-            copy.__dict__[field] = _direct(guarded, gate, function)
+            vars(copy)[field] = _direct(guarded, gate, function)
     return copy
 
 
