@@ -119,7 +119,8 @@ class Shards:
             return None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise AgentGuardError(
-                f"the shard {folder} is damaged ({error}): look at its files, then `agentguard recover --drop {reference}`",
+                f"the shard {folder} is damaged ({error}): look at its files, then "
+                f"`agentguard recover --drop {reference}`",
                 reference=reference,
             ) from error
 

@@ -86,7 +86,7 @@ def starts() -> None:
     for name, command in {
         "import agentguard": [sys.executable, "-c", "import agentguard"],
         "import nothing": [sys.executable, "-c", "pass"],
-        "agentguard --help": [sys.executable, "-m", "agentguard.cli", "--help"],
+        "agentguard --help": [sys.executable, "-m", "agentguard", "--help"],
     }.items():
         found = interleaved(
             {name: lambda command=command: subprocess.run(command, check=True, capture_output=True)}, rounds=9, calls=1
