@@ -212,11 +212,12 @@ class Call:
             if resource.path is None or resource.directory:
                 return None
             given = self.arguments[access.argument or ""]
-            place.asked = os.fspath(given if access.index is None else given[access.index]) + access.suffix
+            asked = os.fspath(given if access.index is None else given[access.index]) + access.suffix
+            place.asked = asked
             if place.exclusive and not place.in_place:
                 return self.stage(place)
             # Read where it is; a relative spelling would be looked up in the working directory, not in the root.
-            return place.target if os.path.realpath(place.asked) != str(place.target) else None
+            return place.target if os.path.realpath(asked) != str(place.target) else None
 
         return rewritten(self.accesses, self.arguments, place_of, self.names)
 

@@ -197,28 +197,20 @@ class Guard:
         declaration: Declaration | None,
         tool: str,
         arguments: Mapping[str, Any],
-        body: Callable[[Mapping[str, Any]], Awaitable[T] | T],
+        body: Callable[[Mapping[str, Any]], Any],
         *,
         identity: Identity | None = None,
         timeout: float | None = None,
         threaded: bool = False,
-    ) -> T:
+    ) -> Any:
         """The async twin of `call`. `threaded`: the body is sync; it runs in a thread and is waited for even when the
         call is cancelled, since a thread cannot be stopped and must not write after the release."""
-        if threaded:
-            sync: Any = body
-
-            def body(replaced: Mapping[str, Any]) -> Awaitable[T]:
-                return flow.threaded(lambda: sync(replaced))
-
+        run = functools.partial(_in_thread, body) if threaded else body
         declaration = self._known(declaration, tool)
-        run: Any = body
         if not declaration:
-            plain: T = await run({})
-            return plain
+            return await run({})
         made = self.begin(declaration, tool, arguments, identity=identity, timeout=timeout, asynchronous=True)
-        result: T = await flow.arun(flow.steps(made), run)
-        return result
+        return await flow.arun(flow.steps(made), run)
 
     def begin(
         self,
@@ -554,6 +546,10 @@ class Hold:
 
 
 _NOTHING = Declaration()
+
+
+def _in_thread(body: Callable[[Mapping[str, Any]], T], replaced: Mapping[str, Any]) -> Awaitable[T]:
+    return flow.threaded(functools.partial(body, replaced))
 
 
 def _tool_declaration(tool: Any) -> Declaration:

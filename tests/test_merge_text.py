@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import subprocess
 from pathlib import Path
@@ -213,8 +214,8 @@ def test_the_algebra_of_lines_at_length(case: tuple[bytes, dict[str, bytes]], st
 
 @st.composite
 def marked(draw: st.DrawFn) -> tuple[bytes, dict[str, bytes]]:
-    """Three sides that never write the same line."""
-    base = draw(st.lists(LINES, max_size=10))
+    """Three sides that never write the same line, over a base in which no line repeats: one reading of every edit."""
+    base = [b"line %d" % number for number in range(draw(st.integers(0, 10)))]
     sides = {}
     for agent in (b"x", b"y", b"z"):
         out = list(base)
@@ -230,10 +231,11 @@ def check_associative(case: tuple[bytes, dict[str, bytes]], strategy: str) -> No
     outcome = merge(strategy, base, sides)
     (x, first), (y, second), (z, third) = sides.items()
     pair = merge(strategy, base, {x: first, y: second})
-    if not outcome.conflicts and not pair.conflicts:
+    if not outcome.conflicts:
+        assert not pair.conflicts
         folded = merge(strategy, base, {x: pair.value, z: third})
-        if not folded.conflicts:  # of repeated lines, a pair may be read in two ways
-            assert sorted(plain(folded.value)) == sorted(plain(outcome.value))
+        assert not folded.conflicts
+        assert sorted(plain(folded.value)) == sorted(plain(outcome.value))
 
 
 @given(marked(), st.sampled_from(["text", "union"]))
@@ -270,14 +272,33 @@ def git_merge(folder: Path, base: bytes, ours: bytes, theirs: bytes) -> bytes | 
     return done.stdout if done.returncode == 0 else None
 
 
-def against_git(folder: Path, case: tuple[bytes, dict[str, bytes]]) -> None:
-    base, sides = case
-    if len(sides) != 2 or not all(data.endswith(b"\n") for data in (base, *sides.values())):
-        return  # git takes a last line without a newline for another line
-    outcome = merge("text", base, sides)
-    theirs = git_merge(folder, base, *sides.values())
-    if theirs is not None and not outcome.conflicts:
-        assert outcome.value == theirs
+def against_git(folder: Path, cases: int, seed: int) -> None:
+    """Equal wherever both are clean; a conflict where git has none (it can read repeated lines in another way) in at
+    most one case of a hundred. All texts end with a newline: git takes a last line without one for another line."""
+    dice = random.Random(seed)
+
+    def edit(lines: list[str], words: list[str]) -> list[str]:
+        out = list(lines)
+        for _ in range(dice.randint(0, 3)):
+            lo = dice.randint(0, len(out))
+            out[lo : lo + dice.randint(0, 2)] = [dice.choice(words) for _ in range(dice.randint(0, 2))]
+        return out
+
+    both = stricter = 0
+    for _ in range(cases):
+        words = [*(f"line {number}" for number in range(dice.choice([4, 15, 60]))), "", "}"]
+        lines = [dice.choice(words) for _ in range(dice.choice([5, 12, 30]))]
+        base, ours, theirs = (
+            "".join(line + "\n" for line in text).encode() for text in (lines, edit(lines, words), edit(lines, words))
+        )
+        outcome = merge("text", base, {"ours": ours, "theirs": theirs})
+        git = git_merge(folder, base, ours, theirs)
+        if git is not None and not outcome.conflicts:
+            assert outcome.value == git
+            both += 1
+        stricter += git is not None and bool(outcome.conflicts)
+    assert both > cases / 2
+    assert stricter <= cases / 100
 
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="compares with git merge-file")
@@ -285,21 +306,11 @@ needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="compares wit
 
 @needs_git
 def test_equal_to_git_where_both_are_clean(tmp_path: Path) -> None:
-    @given(cases(2))
-    @settings(max_examples=250, deadline=None)
-    def compare(case: tuple[bytes, dict[str, bytes]]) -> None:
-        against_git(tmp_path, case)
-
-    compare()
+    against_git(tmp_path, 300, seed=1)
 
 
 @needs_git
 @pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_equal_to_git_at_length(tmp_path: Path) -> None:
-    @given(cases(2))
-    @settings(max_examples=20_000, deadline=None)
-    def compare(case: tuple[bytes, dict[str, bytes]]) -> None:
-        against_git(tmp_path, case)
-
-    compare()
+    against_git(tmp_path, 20_000, seed=2)

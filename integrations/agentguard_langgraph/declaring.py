@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
@@ -18,6 +18,35 @@ from agentguard.declaration import MARK, Signature, declared_on
 __all__ = ["Parameters", "declaration_of", "tool"]
 
 EXTRA = "agentguard"  # the key in a tool's `extras`; chat models pass on only the keys that they know
+
+
+@overload
+def tool(name_or_callable: Callable[..., Any], /) -> BaseTool: ...
+
+
+@overload
+def tool(
+    name_or_callable: str,
+    runnable: Runnable[Any, Any],
+    *,
+    writes: Any = None,
+    reads: Any = None,
+    updates: Any = None,
+    extras: dict[str, Any] | None = None,
+    **options: Any,
+) -> BaseTool: ...
+
+
+@overload
+def tool(
+    name_or_callable: str | None = None,
+    *,
+    writes: Any = None,
+    reads: Any = None,
+    updates: Any = None,
+    extras: dict[str, Any] | None = None,
+    **options: Any,
+) -> Callable[[Callable[..., Any]], BaseTool]: ...
 
 
 def tool(

@@ -35,7 +35,7 @@ class ScriptedModel(BaseChatModel):
     def _llm_type(self) -> str:
         return "scripted"
 
-    def bind_tools(self, tools: Any, **kwargs: Any) -> ScriptedModel:  # type: ignore[override]
+    def bind_tools(self, tools: Any, **kwargs: Any) -> ScriptedModel:
         """It knows its one tool."""
         return self
 
@@ -96,7 +96,7 @@ def _recorder(kind: str, folder: Path, gate: Gate, asynchronous: bool, progress:
             progress()
             return answer
 
-        return record_async  # type: ignore[no-any-return]
+        return record_async
 
     @tool("record", updates=resource)
     def record(agent: str, n: int) -> str:
@@ -105,4 +105,4 @@ def _recorder(kind: str, folder: Path, gate: Gate, asynchronous: bool, progress:
         progress()
         return answer
 
-    return record  # type: ignore[no-any-return]
+    return record
