@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -207,7 +208,7 @@ class FilesModel(RuleBasedStateMachine):
                 done = threading.Event()
                 for ticket in of_key:
                     assert ticket.future is not None
-                    ticket.future.add_done_callback(lambda _: done.set())
+                    ticket.future.add_done_callback(lambda _, done=done: done.set())
                 assert done.wait(20), f"nobody holds {key}, and nobody is let in: {of_key}"
 
     @invariant()
@@ -304,7 +305,7 @@ class Interrupted(BaseException):
     pass
 
 
-def interrupt(line: int, body: Callable[[], None]) -> bool:
+def interrupt(line: int, body: Callable[[], object]) -> bool:
     """Run `body`; raise in front of the `line`th line of the lock package. Whether it had so many."""
     seen = 0
     package = str(Path(table_module.__file__).parent)
@@ -343,13 +344,13 @@ def test_an_interrupt_at_any_line_leaves_nothing_behind(tmp_path: Path, scene: s
         table = LockTable(FileBackend(tmp_path / "locks")) if files else LockTable()
         claim, other = caller("one"), caller("other")
         if scene == "request":
-            happened = interrupt(line, lambda: _keep(table.request(claim, "db:a", Mode.EXCLUSIVE)))
+            happened = interrupt(line, partial(table.request, claim, "db:a", Mode.EXCLUSIVE))
         else:
             held = table.request(claim, "db:a", Mode.EXCLUSIVE)
             inner = caller("inner", claim) if scene == "inside" else other
             next_one = table.request(inner, "db:a", Mode.SHARED)
             released = next_one if scene == "give up" else held
-            happened = interrupt(line, lambda: table.release(released))
+            happened = interrupt(line, partial(table.release, released))
             if scene == "hand over":
                 if line == 1:
                     table.release(released)  # it had not begun
@@ -370,9 +371,6 @@ def test_an_interrupt_at_any_line_leaves_nothing_behind(tmp_path: Path, scene: s
             with_other.close()
         table.close()
     assert line > 10
-
-
-_keep = [].append
 
 
 def test_a_hundred_thousand_keys_leave_nothing(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ CLEAN: dict[str, tuple[Any, list[Any], Any]] = {
         [{"a": {"b": [True]}}, {"a": {"b": [1]}, "c": 0}],
         {"a": {"b": [True]}, "c": 0},
     ),
+    "minus zero over zero": ({"a": 0.0}, [{"a": -0.0}, {"a": 0.0, "b": 1}], {"a": -0.0, "b": 1}),
     "added by all, no base": (MISSING, [{"a": 1}, {"b": 2}], {"a": 1, "b": 2}),
 }
 
@@ -83,6 +84,18 @@ CONFLICTS: dict[str, tuple[Any, list[Any], list[str], Any]] = {
         [[{"id": 2, "a": 0}, 9], [{"id": 1, "a": 1}, 9]],
         [""],
         [{"id": 1, "a": 0}, 9],
+    ),
+    "replaced element without an identity": (
+        [{"x": 0, "y": 0, "z": 0}, 9],
+        [[{"x": 1, "y": 1, "z": 0}, 9], [{"x": 0, "y": 0, "z": 2}, 9]],
+        [""],
+        [{"x": 0, "y": 0, "z": 0}, 9],
+    ),
+    "a list that is in conflict as a whole": (
+        [{"id": 1, "a": 0}, 8, 9],
+        [[{"id": 1, "a": 1}, 8, 7, 9], [{"id": 1, "a": 2}, 8, 6, 9]],
+        [""],
+        [{"id": 1, "a": 0}, 8, 9],
     ),
     "one field of an element": (
         [{"id": 1, "a": 0}, 9],

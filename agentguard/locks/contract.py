@@ -154,7 +154,10 @@ class Lock(Protocol):
         ...
 
     def acquire(self, mode: Mode, wanted: Callable[[], bool]) -> bool:
-        """Wait in line for `mode`, nothing being held; False when `wanted()` turned False meanwhile (asked now and then, or never)."""
+        """Wait in line for `mode`, nothing being held.
+
+        False when `wanted()`, asked now and then or never, turned False meanwhile.
+        """
         ...
 
     def stamp(self, owner: Owner) -> int:

@@ -80,17 +80,25 @@ def _waits(claim: Claim) -> Iterator[Ticket]:
 
 
 def _in_the_way(claim: Claim) -> bool:
-    return bool(claim.waits) or any(_waited_for(ticket) for ticket in claim.held.values())
+    if claim.waits:
+        return True
+    for held in claim.held.values():
+        ticket: Ticket | None = held
+        while ticket is not None:
+            if _waited_for(ticket):
+                return True
+            ticket = ticket.earlier
+    return False
 
 
 def _waited_for(ticket: Ticket) -> bool:
-    """Whether anybody waits where this ticket lies, or where one lies that ends with it or is the claim's as well."""
+    """Whether anybody waits where this ticket lies, or where one lies that lasts until it ends."""
     queue = ticket.queue
     while queue is not None:
         if queue.waiting:
             return True
         outer = queue.inside
-        queue = outer.queue if outer is not None and (outer.lingers or outer.claim is ticket.claim) else None
+        queue = outer.queue if outer is not None and outer.lingers else None
     return False
 
 

@@ -98,9 +98,9 @@ class LockTable:
         tickets = [ticket for ticket in [*(claim.waits or ())] if ticket.claim is claim]
         for held in reversed([*claim.held.values()]):
             ticket: Ticket | None = held
-            while ticket is not None and ticket.claim is claim:
+            while ticket is not None:
                 tickets.append(ticket)
-                ticket = None if ticket.queue is None else ticket.queue.inside
+                ticket = ticket.earlier
         for ticket in tickets:
             self.release(ticket)
 
@@ -260,7 +260,9 @@ class LockTable:
         # In this order `_withdraw` of another ticket can tell, after an interrupt, how far this one had come.
         queue.admit(ticket)
         ticket.since = time.time()
-        ticket.claim.held[ticket.key] = ticket
+        held = ticket.claim.held
+        ticket.earlier = held.get(ticket.key)
+        held[ticket.key] = ticket
         ticket.granted = True
         self._grants += 1
         if future is not None:
@@ -291,7 +293,7 @@ class LockTable:
             ticket.queue = None
             self._settle(queue)
             return
-        _let_go(ticket, queue)
+        _let_go(ticket)
         ticket.granted = False
         if ticket.children is not None and not ticket.children.empty():
             ticket.lingers = True  # the calls inside go on: the key stays theirs until the last of them has ended
@@ -313,7 +315,7 @@ class LockTable:
         """Undo a request, or finish a release, that an exception broke off: an interrupt can come at any line."""
         queue = ticket.queue
         if queue is not None:
-            _let_go(ticket, queue)
+            _let_go(ticket)
             ticket.granted = False
             self._leave_line(ticket, queue)
             if ticket in queue.granted and ticket.children is not None and not ticket.children.empty():
@@ -448,17 +450,17 @@ def section() -> Iterator[None]:
         _leave()
 
 
-def _let_go(ticket: Ticket, queue: Queue) -> None:
-    """The claim does not hold this ticket any more; an earlier one that it has for the same key counts again."""
+def _let_go(ticket: Ticket) -> None:
+    """The claim does not hold this ticket any more; one that it has of the same key from before counts again."""
     held = ticket.claim.held
     if held.get(ticket.key) is ticket:
-        outer = queue.inside
-        while outer is not None and not (outer.granted and outer.claim is ticket.claim):
-            outer = None if outer.queue is None else outer.queue.inside
-        if outer is None:
+        earlier = ticket.earlier
+        while earlier is not None and not earlier.granted:
+            earlier = earlier.earlier
+        if earlier is None:
             del held[ticket.key]
         else:
-            held[ticket.key] = outer
+            held[ticket.key] = earlier
 
 
 def _forget(queue: Queue) -> None:

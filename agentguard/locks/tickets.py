@@ -42,7 +42,19 @@ class Ticket:
     granted at once; its result is None, or the error that kept the ticket from being granted.
     """
 
-    __slots__ = ("children", "claim", "future", "granted", "key", "lingers", "mode", "queue", "since", "token")
+    __slots__ = (
+        "children",
+        "claim",
+        "earlier",
+        "future",
+        "granted",
+        "key",
+        "lingers",
+        "mode",
+        "queue",
+        "since",
+        "token",
+    )
 
     def __init__(self, claim: Claim, key: str, mode: Mode) -> None:
         self.claim = claim
@@ -53,6 +65,7 @@ class Ticket:
         self.future: Future[None] | None = None
         self.queue: Queue | None = None  # None: released, or lost in a fork
         self.children: Queue | None = None
+        self.earlier: Ticket | None = None  # what the claim held of the same key when this was granted
         self.lingers = False  # released by its owner, kept until the last child has gone
         self.since = 0.0  # seconds since the epoch of the grant; monotonic start of the wait before it
 

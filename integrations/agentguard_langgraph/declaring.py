@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
@@ -73,7 +74,7 @@ def tool(
     def declared(made: BaseTool) -> BaseTool:
         Parameters(made).check(declaration, made.name)
         for function in (getattr(made, "func", None), getattr(made, "coroutine", None)):
-            if function is not None:
+            with contextlib.suppress(AttributeError, TypeError):  # bound methods and the like; the extras have it
                 setattr(function, MARK, declaration)
         return made
 

@@ -56,9 +56,9 @@ class Position:
         from step to step. Sends run beside each other: each is an agent, except for tool calls, which their model made.
         """
         outer = [_label(segment) for segment in self.namespace[:-1]]
-        if in_tool_node or self.own_tools:
+        if self.own_tools:
             return "/".join([*outer, self.name or self.node])
-        return "/".join([*outer, _label(self.namespace[-1]) if self.pushed else self.node])
+        return "/".join([*outer, _label(self.namespace[-1]) if self.pushed and not in_tool_node else self.node])
 
 
 def _label(segment: str) -> str:

@@ -81,8 +81,11 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
             return refusal(error, call["name"], call["id"] or "")
 
     def _by_name(self, request: ToolCallRequest) -> bool:
-        """Whether only the name is known: a tool that a middleware nearer to the call will supply."""
-        return request.tool is None and self.guard.declaration_of(request.tool_call["name"]) is not None
+        """Whether the name must do: a tool that a middleware nearer to the call will supply."""
+        if request.tool is not None:
+            return False
+        known = self.guard.declaration_of(request.tool_call["name"]) is not None
+        return known or self.guard.config.unknown_tools != "allow"
 
     @contextlib.contextmanager
     def _handled(self, request: ToolCallRequest) -> Iterator[None]:

@@ -42,6 +42,8 @@ class Sources:
     deferred: bool
 
 
+_STEP, _REFERENCES = Record._fields.index("step"), Record._fields.index("references")
+
 Layout = Mapping[str, Sources]
 
 
@@ -121,8 +123,11 @@ def merged(manifest: Manifest, update: Mapping[str, Any]) -> Manifest:
 
     A record without a shard tells only the next step that its node has run; later it goes.
     """
-    found = {task: fields for task, fields in {**manifest, **update}.items() if fields is not None}
-    latest = max((Record(*fields).step for fields in found.values()), default=0)
+    found = {**manifest, **update}
+    # By position: this runs once for each task, over all that are open.
+    latest = max((fields[_STEP] for fields in found.values() if fields is not None), default=0)
     return {
-        task: fields for task, fields in found.items() if Record(*fields).references or Record(*fields).step >= latest
+        task: fields
+        for task, fields in found.items()
+        if fields is not None and (fields[_REFERENCES] or fields[_STEP] >= latest)
     }

@@ -15,38 +15,23 @@ import threading
 import time
 from pathlib import Path
 
-from agentguard.locks import Claim, FileBackend, LockTable, Mode, Owner, Ticket, await_, wait
+from agentguard.locks import Claim, FileBackend, LockTable, Mode, Owner, Ticket, await_, keyfile, wait
 from agentguard.locks import domain as domain_module
-from agentguard.locks import keyfile
 
 KEY = "file:d/"
 
 
 def sabotage(mutant: str) -> None:
     """Take one protection away: the test that relies on it must notice."""
-    if mutant == "no inode check":
-        keyfile.KeyFile._current = lambda self: True  # type: ignore[method-assign]
-    elif mutant == "no turnstile":
-        keyfile.KeyFile._head = _without_queue(keyfile.KeyFile._head)  # type: ignore[method-assign]
-        keyfile.KeyFile._file = _own_turnstile(keyfile.KeyFile._file)  # type: ignore[method-assign]
-    elif mutant == "no release on cancel":
-        LockTable.release_late = True  # type: ignore[attr-defined]
-    elif mutant == "no drain":
-        keyfile.KeyFile._head = _drained(keyfile.KeyFile._head)  # type: ignore[method-assign]
-    elif mutant:
+    if mutant == "no turnstile":
+        head, file = keyfile.KeyFile._head, keyfile.KeyFile._file
+        keyfile.KeyFile._head = lambda self: (*head(self)[:2], 0)  # type: ignore[method-assign]
+        keyfile.KeyFile._file = (  # type: ignore[method-assign]
+            lambda self, suffix: file(self, f".{os.getpid()}" if suffix == ".next" else suffix)
+        )
+        keyfile._same = lambda fd, path: True
+    elif mutant not in ("", "no release on cancel"):
         raise SystemExit(f"unknown mutant {mutant!r}")
-
-
-def _without_queue(head):
-    return lambda self: (*head(self)[:2], 0)
-
-
-def _drained(head):
-    return lambda self: (head(self)[0], 1, head(self)[2])
-
-
-def _own_turnstile(file):
-    return lambda self, suffix: file(self, f".{os.getpid()}" if suffix == ".next" else suffix)
 
 
 class Journal:

@@ -1,0 +1,794 @@
+"""Lock files: what other processes, other programs and a full or foreign disk do to them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from agentguard.exceptions import ConfigError, LockLost
+from agentguard.locks import FileBackend, LockTable, Mode, await_, record, table_for, wait
+from agentguard.locks import pump as pump_module
+from agentguard.locks import table as table_module
+from agentguard.locks.domain import Domain
+from agentguard.locks.keyfile import KeyFile
+from agentguard.locks.native import EXCLUSIVE, SHARED, UNLOCK, Flock, Polled
+from agentguard.testing import caller, in_fork
+
+IS, IX, S, X = Mode
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs fork or flock")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / ".agentguard" / "locks"
+
+
+@pytest.fixture
+def open_table(folder: Path) -> Iterator[Callable[[], LockTable]]:
+    """Each call: another process's table, as far as the files can tell."""
+    made: list[LockTable] = []
+
+    def make() -> LockTable:
+        made.append(LockTable(FileBackend(folder)))
+        return made[-1]
+
+    yield make
+    for table in made:
+        table.close()
+
+
+def file_of(folder: Path, key: str) -> Path:
+    return folder / record.file_name(key)
+
+
+def use(table: LockTable, key: str = "db:a", mode: Mode = X) -> int:
+    """Hold and give back; the token."""
+    ticket = table.request(caller(), key, mode)
+    assert wait(ticket, 20)
+    table.release(ticket)
+    return ticket.token
+
+
+def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=60
+    )
+
+
+# -- the folder and the files --------------------------------------------------------------------------------------
+
+
+def test_what_is_made_is_private(folder: Path, open_table: Callable[[], LockTable]) -> None:
+    use(open_table())
+    assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(file_of(folder, "db:a").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("key", ["db:../../etc/passwd", "db:" + "x" * 5000, "db:\0\n/", "db:ä\udcff", "db:"])
+def test_a_key_is_never_a_path(folder: Path, open_table: Callable[[], LockTable], key: str) -> None:
+    table, other = open_table(), open_table()
+    held = table.request(caller(), key, X)
+    assert [path.name for path in folder.iterdir()] == [record.file_name(key)]
+    assert [holder.key for holder in other.scan()] == [key]
+    table.release(held)
+
+
+def test_one_table_for_every_spelling_of_a_folder(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    alias = folder.parent.parent / "alias"
+    alias.symlink_to(folder.parent)
+    one = table_for(folder)
+    assert table_for(alias / "locks") is one
+    assert table_for(folder / ".." / "locks") is one
+    one.close()
+    one.close()
+    assert one.request(caller(), "db:a", X).granted, "one user is left"
+    one.close()
+    other = table_for(folder)
+    assert other is not one
+    other.close()
+
+
+def test_a_folder_that_is_a_symbolic_link_is_refused(folder: Path, tmp_path: Path) -> None:
+    folder.parent.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="symbolic link"):
+        table_for(folder)
+
+
+def test_a_folder_that_is_a_file_is_refused(folder: Path) -> None:
+    folder.parent.mkdir()
+    folder.write_text("")
+    with pytest.raises(ConfigError, match="no directory"):
+        table_for(folder)
+
+
+@posix
+def test_a_folder_of_somebody_else_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.mkdir(parents=True)
+    owner = folder.stat().st_uid
+    if owner == 0:
+        os.chown(folder, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(ConfigError, match="belongs to user"):
+        table_for(folder)
+
+
+def test_a_folder_that_is_not_writable_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(ConfigError, match="not writable"):
+        table_for(folder)
+
+
+@posix
+def test_a_link_planted_in_place_of_a_lock_file_is_refused(
+    folder: Path, tmp_path: Path, open_table: Callable[[], LockTable]
+) -> None:
+    table = open_table()
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    file_of(folder, "db:a").symlink_to(victim)
+    with pytest.raises(ConfigError, match="symbolic link"):
+        table.request(caller(), "db:a", X)
+    assert victim.read_text() == "precious"
+    assert table.statistics().keys == ()
+    file_of(folder, "db:a").unlink()
+    use(table)
+
+
+@posix
+def test_a_link_planted_for_the_turnstile_reaches_the_waiter(
+    folder: Path, tmp_path: Path, open_table: Callable[[], LockTable]
+) -> None:
+    one, two = open_table(), open_table()
+    held = one.request(caller(), "db:a", X)
+    (folder / (record.file_name("db:a") + ".next")).symlink_to(tmp_path / "victim")
+    waiting = two.request(caller(), "db:a", X)
+    with pytest.raises(ConfigError, match="symbolic link"):
+        wait(waiting, 20)
+    two.release(waiting)
+    assert not (tmp_path / "victim").exists()
+    one.release(held)
+
+
+@posix
+def test_a_pipe_planted_in_place_of_a_lock_file_is_refused(folder: Path, open_table: Callable[[], LockTable]) -> None:
+    table = open_table()
+    os.mkfifo(file_of(folder, "db:a"))
+    with pytest.raises(ConfigError, match="not a regular file"):
+        table.request(caller(), "db:a", X)
+
+
+class Refusing(Flock):
+    """A file system without locks."""
+
+    def __init__(self, number: int) -> None:
+        def flock(fd: int, operation: int) -> None:
+            if operation != UNLOCK:
+                raise OSError(number, os.strerror(number))
+
+        self.flock = flock
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_refused(folder: Path, number: int) -> None:
+    table = LockTable(FileBackend(folder, Refusing(number)))
+    with pytest.raises(ConfigError, match="has no file locks"):
+        table.request(caller(), "db:a", X)
+    table.close()
+
+
+@pytest.mark.parametrize("remove", [False, True])
+def test_a_lock_file_that_was_replaced_is_opened_anew(
+    folder: Path, open_table: Callable[[], LockTable], remove: bool
+) -> None:
+    one, two = open_table(), open_table()
+    first = use(one)
+    path = file_of(folder, "db:a")
+    if remove:
+        path.unlink()
+    else:
+        path.rename(path.with_name("aside"))
+    held = one.request(caller(), "db:a", X)
+    assert held.granted
+    assert held.token > first, "a new file does not bring old tokens back"
+    assert not two.request(caller(), "db:a", X).granted
+    one.release(held)
+
+
+def test_without_the_inode_check_there_are_two_holders(
+    folder: Path, open_table: Callable[[], LockTable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KeyFile, "_current", lambda self: True)
+    one, two = open_table(), open_table()
+    use(one)
+    file_of(folder, "db:a").unlink()
+    assert one.request(caller(), "db:a", X).granted
+    assert two.request(caller(), "db:a", X).granted, "the check above is what forbids this"
+
+
+def test_a_waiter_notices_that_the_file_was_replaced(folder: Path, open_table: Callable[[], LockTable]) -> None:
+    one, two, three = open_table(), open_table(), open_table()
+    held = one.request(caller(), "db:a", X)
+    waiting = two.request(caller(), "db:a", X)
+    staged(folder)
+    file_of(folder, "db:a").unlink()
+    new = three.request(caller(), "db:a", X)
+    assert new.granted, "nobody can know of the old file any more"
+    with pytest.raises(LockLost):
+        one.verify(held)
+    one.release(held)
+    assert not wait(waiting, 0.05), "it got the old file's lock, which excludes nobody"
+    three.release(new)
+    assert wait(waiting, 20)
+    two.verify(waiting)
+    two.release(waiting)
+
+
+def test_a_removed_folder_is_made_again(folder: Path, open_table: Callable[[], LockTable]) -> None:
+    table = open_table()
+    use(table)
+    file_of(folder, "db:a").unlink()
+    folder.rmdir()
+    use(table)
+    assert file_of(folder, "db:a").exists()
+
+
+def test_an_emptied_file_goes_on_with_higher_tokens(folder: Path, open_table: Callable[[], LockTable]) -> None:
+    one, two = open_table(), open_table()
+    first = use(one)
+    file_of(folder, "db:a").write_bytes(b"")
+    second = use(one)
+    assert first < second < use(two)
+    held = two.request(caller(), "db:a", X)
+    assert [holder.key for holder in one.scan()] == ["db:a"]
+    two.release(held)
+
+
+def test_garbage_in_a_lock_file_is_nobodys_problem(folder: Path, open_table: Callable[[], LockTable]) -> None:
+    one, two = open_table(), open_table()
+    held = one.request(caller(), "db:a", X)
+    path = file_of(folder, "db:a")
+    content = path.read_bytes()
+    path.write_bytes(content[:40] + b"\xff" * 100 + content[140:])
+    (holder,) = two.holders("db:a")
+    assert str(holder)
+    path.write_bytes(b"\xff" * 2000)
+    assert two.holders("db:a") == ()
+    one.release(held)
+
+
+def test_a_token_does_not_fall_back_after_a_power_cut(
+    folder: Path, open_table: Callable[[], LockTable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = use(open_table())
+    kept = file_of(folder, "db:a").read_bytes()
+    last = [use(open_table()) for _ in range(3)][-1]
+    assert last == first + 3
+    file_of(folder, "db:a").write_bytes(kept)  # what was not on the disk yet is gone
+    monkeypatch.setattr(record, "BOOT", record.BOOT ^ 1)
+    assert use(open_table()) > last
+
+
+# -- other processes -----------------------------------------------------------------------------------------------
+
+
+def staged(folder: Path, key: str = "db:a") -> None:
+    """Wait until somebody waits in line for the key: its mark is in the file."""
+    path = file_of(folder, key)
+    for _ in range(100_000):
+        if path.read_bytes()[record.QUEUED] == 1:
+            return
+        os.sched_yield()
+    raise AssertionError("nobody came")
+
+
+def test_nobody_passes_a_waiting_process(folder: Path, open_table: Callable[[], LockTable]) -> None:
+    one, two, three = open_table(), open_table(), open_table()
+    reader = one.request(caller(), "db:a", S)
+    writer = two.request(caller(), "db:a", X)
+    staged(folder)
+    late = three.request(caller(), "db:a", S)
+    assert not late.granted, "a reader that came later would keep the writer waiting"
+    one.release(reader)
+    assert wait(writer, 20)
+    assert not late.granted
+    two.release(writer)
+    assert wait(late, 20)
+    three.release(late)
+
+
+def test_one_process_does_not_keep_the_key_for_itself(
+    folder: Path, open_table: Callable[[], LockTable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once its time is over, a process with waiters of its own lets another process in first."""
+    one, two = open_table(), open_table()
+    for mode in (X, S):
+        first = one.request(caller(), "db:a", mode)
+        foreign = two.request(caller(), "db:a", X)
+        staged(folder)
+        domain = one._domains["db:a"]
+        domain.taken -= 1.0
+        local = one.request(caller(), "db:a", mode)
+        assert not local.granted
+        one.release(first)
+        assert wait(foreign, 20)
+        assert not local.granted
+        two.release(foreign)
+        assert wait(local, 20)
+        one.release(local)
+
+
+def test_a_process_may_go_on_for_a_moment(folder: Path, open_table: Callable[[], LockTable]) -> None:
+    one, two = open_table(), open_table()
+    first = one.request(caller(), "db:a", X)
+    local = one.request(caller(), "db:a", X)
+    foreign = two.request(caller(), "db:a", X)
+    staged(folder)
+    one._domains["db:a"].taken += 1e6
+    one.release(first)
+    assert local.granted
+    one._domains["db:a"].taken -= 2e6
+    one.release(local)
+    assert wait(foreign, 20)
+    two.release(foreign)
+
+
+def test_the_mark_of_a_waiter_that_died_is_wiped(folder: Path, open_table: Callable[[], LockTable]) -> None:
+    table = open_table()
+    use(table)
+    with file_of(folder, "db:a").open("r+b") as file:
+        file.seek(record.QUEUED)
+        file.write(b"\1")
+    assert table.request(caller(), "db:a", S).granted
+    assert file_of(folder, "db:a").read_bytes()[record.QUEUED] == 0
+
+
+def test_an_unmarked_intention_is_waited_for(folder: Path, open_table: Callable[[], LockTable]) -> None:
+    """The first who locks a directory as such comes after those who work beneath it, and before those who come then."""
+    one, two, three = open_table(), open_table(), open_table()
+    beneath = one.request(caller(), "file:d/", IX)
+    assert file_of(folder, "file:d/").read_bytes()[record.MARKED] == 0
+    whole = two.request(caller(), "file:d/", S)
+    staged(folder, "file:d/")
+    assert file_of(folder, "file:d/").read_bytes()[record.MARKED] == 1
+    late = three.request(caller(), "file:d/", IX)
+    assert not whole.granted
+    assert not late.granted
+    one.release(beneath)
+    assert wait(whole, 20)
+    assert not late.granted
+    reader = one.request(caller(), "file:d/", IS)
+    two.release(whole)
+    assert wait(late, 20)
+    assert wait(reader, 20)
+    one.release(reader)
+    three.release(late)
+
+
+def test_an_intention_that_races_the_first_directory_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mark is written between an intention's lock and its look at the mark: it must see it."""
+    one, two = (FileBackend(folder).open("file:d/") for _ in range(2))
+    current = KeyFile._current
+    got = threading.Event()
+    whole = threading.Thread(target=lambda: two.acquire(S, lambda: True) and got.set())
+
+    def in_between(self: KeyFile) -> bool:
+        monkeypatch.setattr(KeyFile, "_current", current)
+        whole.start()
+        staged(folder, "file:d/")
+        return current(self)
+
+    monkeypatch.setattr(KeyFile, "_current", in_between)
+    assert not one.try_acquire(IX), "it must give way: the directory lock waits already"
+    assert got.wait(20)
+    assert not one.try_acquire(IX)
+    whole.join()
+    two.release(None)
+    assert one.try_acquire(IX)
+    one.close()
+    two.close()
+
+
+@pytest.mark.parametrize(("first", "second"), [(IX, S), (S, IX)])
+@pytest.mark.parametrize("moment", [1, 2])
+def test_a_writer_beneath_and_a_reader_of_the_whole_race(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, first: Mode, second: Mode, moment: int
+) -> None:
+    """Each looks for the other while the other is in the middle of looking: at most one comes in."""
+    one, two = (FileBackend(folder).open("file:d/") for _ in range(2))
+    assert one.try_acquire(S)
+    one.release(None)
+    attempt = KeyFile._attempt
+    steps = 0
+    came: list[bool] = []
+
+    def in_between(self: KeyFile, fd: int, operation: int) -> bool:
+        nonlocal steps
+        done = attempt(self, fd, operation)
+        if self is one:
+            steps += 1
+            if steps == moment:
+                came.append(two.try_acquire(second))
+        return done
+
+    monkeypatch.setattr(KeyFile, "_attempt", in_between)
+    assert not (one.try_acquire(first) and came[0])
+    one.release(None)
+    two.release(None)
+    for file, mode in ((one, first), (two, second)):
+        assert file.try_acquire(mode), "nothing is left of the race"
+        file.close()
+
+
+def test_a_directory_that_is_held_and_wanted_in_more_ways(open_table: Callable[[], LockTable]) -> None:
+    """What one process holds follows what its callers need, up and down, without keeping others out for longer."""
+    one, two = open_table(), open_table()
+    use(one, "file:d/", S)
+    reader = one.request(caller(), "file:d/", IS)
+    whole = one.request(caller(), "file:d/", S)
+    assert whole.granted
+    writer = two.request(caller(), "file:d/", IX)
+    assert not writer.granted
+    one.release(whole)
+    assert wait(writer, 20), "only an intention to read is left, which excludes no writer beneath"
+    assert reader.granted
+    again = one.request(caller(), "file:d/", S)
+    assert not again.granted
+    one.release(reader)
+    two.release(writer)
+    assert wait(again, 20)
+    one.release(again)
+
+
+def test_waiting_for_more_of_a_directory_holds_nothing(folder: Path, open_table: Callable[[], LockTable]) -> None:
+    """A process that holds an intention and wants more must not stand in line behind one that waits for it."""
+    one, two, three = open_table(), open_table(), open_table()
+    use(one, "file:d/", S)
+    reader = one.request(caller(), "file:d/", IS)
+    blocker = three.request(caller(), "file:d/", S)
+    assert blocker.granted
+    more = one.request(caller(), "file:d/", IX)
+    whole = two.request(caller(), "file:d/", X)
+    staged(folder, "file:d/")
+    assert not more.granted
+    three.release(blocker)
+    one.release(reader)
+    for table, ticket in ((two, whole), (one, more)):
+        assert wait(ticket, 20)
+        table.release(ticket)
+
+
+@posix
+def test_after_a_fork_the_parents_death_frees_its_locks(folder: Path) -> None:
+    """The child must not keep the parent's descriptors: they would hold the parent's lock after its death."""
+    code = """if True:
+        import os, signal, sys, time
+        from pathlib import Path
+        from agentguard.locks import *
+        table = LockTable(FileBackend(Path(sys.argv[1])))
+        owner = Owner("parent", "r", "t")
+        held = [table.request(Claim(owner), key, Mode.EXCLUSIVE) for key in ("db:a", "db:b")]
+        assert all(ticket.granted for ticket in held)
+        child = os.fork()
+        if child == 0:
+            print(os.getpid(), flush=True)
+            sys.stdin.readline()  # as long as the test wants
+            os._exit(0)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert int(process.stdout.readline())
+        process.wait(20)
+        table = LockTable(FileBackend(folder))
+        for key in ("db:a", "db:b"):
+            use(table, key)
+        assert table.holders("db:a") == ()
+        table.close()
+        process.communicate("\n")
+
+
+@posix
+def test_a_fork_while_waiting_leaves_the_wait_to_the_parent(open_table: Callable[[], LockTable]) -> None:
+    one, two = open_table(), open_table()
+    held = one.request(caller(), "db:a", X)
+    waiting = two.request(caller(), "db:a", X)
+
+    def child() -> None:
+        assert not waiting.granted
+        two.release(waiting)
+        mine = two.request(caller(), "db:a", X)
+        assert not wait(mine, 0.01)
+        two.release(mine)
+        other = two.request(caller(), "db:b", X)
+        assert other.granted
+        two.release(other)
+
+    assert in_fork(child) == 0
+    one.release(held)
+    assert wait(waiting, 20)
+    two.release(waiting)
+
+
+@posix
+def test_forks_beside_threads_at_work(open_table: Callable[[], LockTable]) -> None:
+    table, other = open_table(), open_table()
+    done = threading.Event()
+
+    def work(mine: LockTable) -> None:
+        while not done.is_set():
+            use(mine)
+
+    threads = [threading.Thread(target=work, args=(mine,)) for mine in (table, other, table)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(10):
+            assert in_fork(lambda: use(table) and None) == 0
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_spawned_process_excludes_and_describes_itself(folder: Path) -> None:
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from agentguard.locks import *
+        table = table_for(Path(sys.argv[1]))
+        ticket = table.request(Claim(Owner("me", "r", "writing")), "db:a", Mode.EXCLUSIVE)
+        shared = table.request(Claim(Owner("reader", "r", "reading")), "db:b", Mode.SHARED)
+        print(ticket.token, flush=True)
+        sys.stdin.readline()
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        token = int(process.stdout.readline())
+        table = LockTable(FileBackend(folder))
+        waiting = table.request(caller(), "db:a", X)
+        assert not wait(waiting, 0)
+        (holder,) = table.blockers(waiting)
+        assert (holder.agent, holder.tool, holder.pid, holder.token) == ("me", "writing", process.pid, token)
+        assert [(h.key, h.mode, h.agent) for h in sorted(table.scan(), key=str)] == [
+            ("db:a", X, "me"),
+            ("db:b", S, "reader"),
+        ]
+        process.communicate("\n")
+        assert wait(waiting, 20)
+        assert waiting.token > token
+        assert [holder.agent for holder in table.scan()] == ["agent"]
+        table.release(waiting)
+        assert table.scan() == ()
+        table.close()
+
+
+def test_who_is_beneath_a_directory(open_table: Callable[[], LockTable]) -> None:
+    one, two = open_table(), open_table()
+    claim = caller("below")
+    for key, mode in (("file:", IX), ("file:d/", IX), ("file:d/a", X)):
+        assert one.request(claim, key, mode).granted
+    waiting = two.request(caller(), "file:d/", X)
+    assert [(holder.key, holder.agent) for holder in two.blockers(waiting)] == [("file:d/a", "below")]
+    two.release(waiting)
+    one.release_all(claim)
+
+
+# -- running out ---------------------------------------------------------------------------------------------------
+
+
+def test_idle_descriptors_are_closed(open_table: Callable[[], LockTable]) -> None:
+    table = open_table()
+    for number in range(3 * table_module.IDLE):
+        use(table, f"db:{number}")
+    assert sum(domain.lock is not None for domain in table._domains.values()) <= table_module.IDLE
+    if sys.platform == "linux":
+        assert len(os.listdir("/proc/self/fd")) < table_module.IDLE + 60
+
+
+@posix
+def test_out_of_descriptors_it_gets_slower_not_wrong(folder: Path) -> None:
+    code = """if True:
+        import os, resource, sys
+        from pathlib import Path
+        from agentguard.locks import *
+        table = LockTable(FileBackend(Path(sys.argv[1])))
+        owner = Owner("a", "r", "t")
+        for number in range(20):
+            table.release(table.request(Claim(owner), f"db:{number}", Mode.EXCLUSIVE))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (60, 60))
+        other = []
+        try:
+            while True:
+                other.append(os.open("/", os.O_RDONLY))
+        except OSError:
+            pass
+        held = table.request(Claim(owner), "db:new", Mode.EXCLUSIVE)
+        assert held.granted, "idle descriptors make room"
+        try:
+            while True:
+                other.append(os.open("/", os.O_RDONLY))
+        except OSError:
+            pass
+        late = table.request(Claim(owner), "db:more", Mode.EXCLUSIVE)
+        assert not late.granted
+        os.close(other.pop())
+        os.close(other.pop())
+        assert wait(late, 20)
+        table.verify(late)
+        table.release(late)
+        table.release(held)
+        print("fine")
+    """
+    done = python(code, folder)
+    assert done.stdout == "fine\n", done.stderr
+
+
+def test_out_of_threads_it_gets_slower_not_wrong(
+    open_table: Callable[[], LockTable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = open_table(), open_table()
+    pumps = pump_module.Pumps(limit=1)
+    monkeypatch.setattr(table_module, "_pumps", pumps)
+    held = [one.request(caller(), f"db:{number}", X) for number in range(5)]
+    waiting = [two.request(caller(), f"db:{number}", X) for number in range(5)]
+    assert not any(wait(ticket, 0.01) for ticket in waiting)
+    assert pumps.threads == 1
+    for ticket in held:
+        one.release(ticket)
+    for ticket in waiting:
+        assert wait(ticket, 20)
+        two.release(ticket)
+
+
+def test_without_any_thread_the_caller_is_told(
+    open_table: Callable[[], LockTable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = open_table(), open_table()
+    pumps = pump_module.Pumps()
+    monkeypatch.setattr(pumps, "_start", lambda *_: False)
+    monkeypatch.setattr(table_module, "_pumps", pumps)
+    held = one.request(caller(), "db:a", X)
+    with pytest.raises(OSError, match="no thread"):
+        two.request(caller(), "db:a", X)
+    assert two.statistics().keys == ()
+    one.release(held)
+    use(two)
+
+
+def test_an_idle_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pump_module, "IDLE_SECONDS", 0.001)
+    pumps = pump_module.Pumps()
+    done = threading.Event()
+    pumps.submit(done.set, done.set)
+    assert done.wait(20)
+    for _ in range(100_000):
+        if pumps.threads == 0:
+            break
+        os.sched_yield()
+    assert (pumps.threads, pumps._idle) == (0, 0)
+
+
+def test_a_disk_error_reaches_the_caller(open_table: Callable[[], LockTable], monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = open_table(), open_table()
+    use(one)
+
+    def broken(self: KeyFile, owner: object) -> int:
+        raise OSError(errno.EIO, "broken disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeyFile, "stamp", broken)
+        with pytest.raises(OSError, match="broken disk"):
+            one.request(caller(), "db:a", X)
+        reader = one.request(caller(), "db:a", S)
+        waiting = one.request(caller(), "db:a", X)
+        one.release(reader)
+        with pytest.raises(OSError, match="broken disk"):
+            wait(waiting, 20)
+        one.release(waiting)
+    use(two)
+    use(one)
+
+
+# -- the platform --------------------------------------------------------------------------------------------------
+
+
+def test_polled_locks_give_up_when_nobody_waits_any_more(folder: Path) -> None:
+    one, two = (LockTable(FileBackend(folder, Polled())) for _ in range(2))
+    held = one.request(caller(), "db:a", X)
+    gone = two.request(caller(), "db:a", X)
+    assert not wait(gone, 0.01)
+    two.release(gone)
+    domain = two._domains["db:a"]
+    assert isinstance(domain, Domain)
+    for _ in range(1_000_000):
+        if not domain.pumping:
+            break
+        os.sched_yield()
+    assert not domain.pumping
+    one.release(held)
+    use(two)
+    for table in (one, two):
+        table.close()
+
+
+def test_polled_and_kernel_locks_exclude_each_other(folder: Path) -> None:
+    polled, kernel = LockTable(FileBackend(folder, Polled())), LockTable(FileBackend(folder))
+    for one, two in ((polled, kernel), (kernel, polled)):
+        held = one.request(caller(), "db:a", X)
+        waiting = two.request(caller(), "db:a", X)
+        assert not wait(waiting, 0.001)
+        one.release(held)
+        assert wait(waiting, 20)
+        two.release(waiting)
+    polled.close()
+    kernel.close()
+
+
+def test_nothing_is_imported_that_is_missing_elsewhere() -> None:
+    code = """if True:
+        import sys
+        import filelock  # which needs what the platform has
+        sys.modules["fcntl"] = None
+        import os
+        for name in ("pread", "pwrite", "register_at_fork", "fork", "geteuid", "O_NOFOLLOW", "O_CLOEXEC"):
+            delattr(os, name)
+        import tempfile
+        from pathlib import Path
+        from agentguard.locks import *
+        with tempfile.TemporaryDirectory() as folder:
+            one, two = (LockTable(FileBackend(Path(folder) / "locks")) for _ in range(2))
+            owner = Owner("a", "r", "t")
+            held = one.request(Claim(owner), "db:a", Mode.EXCLUSIVE)
+            waiting = two.request(Claim(owner), "db:a", Mode.EXCLUSIVE)
+            assert held.granted and not waiting.granted
+            one.release(held)
+            assert wait(waiting, 20) and waiting.token > held.token
+            two.release(waiting)
+            one.close()
+            two.close()
+        print("fine")
+    """
+    done = python(code)
+    assert done.stdout == "fine\n", done.stderr
+
+
+def test_operations_are_those_of_flock() -> None:
+    fcntl = pytest.importorskip("fcntl")
+    from agentguard.locks.native import AT_ONCE
+
+    assert (SHARED, EXCLUSIVE, AT_ONCE, UNLOCK) == (fcntl.LOCK_SH, fcntl.LOCK_EX, fcntl.LOCK_NB, fcntl.LOCK_UN)
+
+
+def test_a_loop_that_was_closed_is_no_obstacle(open_table: Callable[[], LockTable]) -> None:
+    import asyncio
+
+    table = open_table()
+    held = table.request(caller(), "db:a", X)
+    abandoned = table.request(caller(), "db:a", X)
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(await_(abandoned, None))
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.close()
+    table.release(held)
+    assert abandoned.granted
+    table.release(abandoned)
+    use(table)
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
