@@ -88,7 +88,8 @@ class Call:
         if place.resource.path is None or self.guard.options(place.resource.name).mode != "shard":
             return False
         if self.identity.shard is None:
-            self.guard.warn_unjoined(place.resource.name, self.tool)
+            if place.exclusive:
+                self.guard.warn_unjoined(place.resource.name, self.tool)
             return False
         if place.resource.directory:
             raise UndeclaredWrite(

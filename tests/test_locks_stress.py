@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,27 @@ WORKER = Path(__file__).parent / "locks_stress" / "worker.py"
 MODES = list(Mode)
 
 
+started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left() -> Iterator[None]:
+    """However a test ends, its workers end with it."""
+    yield
+    while started:
+        process = started.pop()
+        if process.poll() is None:
+            kill(process)
+
+
 def start(folder: Path, scene: str, seconds: float, seed: int, mutant: str = "") -> subprocess.Popen[str]:
     """A worker that says when it is ready; `go` makes it begin."""
     arguments = [str(folder), scene, str(seconds), str(seed), mutant]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, str(WORKER), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    started.append(process)
+    return process
 
 
 def expect(process: subprocess.Popen[str], word: str) -> str:
@@ -51,7 +67,10 @@ def go(process: subprocess.Popen[str]) -> None:
 
 
 def stop(process: subprocess.Popen[str]) -> str:
-    out, _ = process.communicate(timeout=60)
+    """Its last words; its input stays open until then, as its end would end it."""
+    assert process.stdout is not None
+    out = process.stdout.read()
+    process.communicate(timeout=60)
     assert process.returncode == 0
     return out
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from agentguard.exceptions import Deadlock
 from agentguard.locks import Claim, FileBackend, LockTable, Mode, Owner, Ticket, wait
@@ -171,7 +171,7 @@ class TableModel(RuleBasedStateMachine):
         assert all(not claim.held and not claim.waits for claim in self.claims)
 
 
-TableModel.TestCase.settings = settings(max_examples=400, stateful_step_count=30, deadline=None)
+TableModel.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 TestTableModel = TableModel.TestCase
 
 
@@ -235,8 +235,15 @@ class FilesModel(RuleBasedStateMachine):
         self.temporary.cleanup()
 
 
-FilesModel.TestCase.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+FilesModel.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestFilesModel = FilesModel.TestCase
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("model", "examples"), [(TableModel, 10_000), (FilesModel, 2_000)])
+def test_models_for_long(model: type[RuleBasedStateMachine], examples: int) -> None:
+    run_state_machine_as_test(model, settings=settings(max_examples=examples, stateful_step_count=50, deadline=None))
 
 
 @contextmanager

@@ -277,7 +277,9 @@ def against_git(folder: Path, cases: int, seed: int) -> None:
     """Equal where both are clean, and a conflict where git has none in at most one case of a hundred.
 
     Where nearly every line repeats, an edit has several readings and git may take another one, with another clean
-    result: in at most one case of a thousand, which for a short run means never. All texts end with a newline: git takes a last line without one for another line."""
+    result: in at most one case of a thousand, which for a short run means never. All texts end with a newline: git
+    takes a last line without one for another line.
+    """
     dice = random.Random(seed)
 
     def edit(lines: list[str], words: list[str]) -> list[str]:

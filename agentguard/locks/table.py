@@ -261,8 +261,10 @@ class LockTable:
         queue.admit(ticket)
         ticket.since = time.time()
         held = ticket.claim.held
-        ticket.earlier = held.get(ticket.key)
-        held[ticket.key] = ticket
+        earlier = held.get(ticket.key)
+        if earlier is not ticket:  # else an interrupt broke off the first attempt to grant it
+            ticket.earlier = earlier
+            held[ticket.key] = ticket
         ticket.granted = True
         self._grants += 1
         if future is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 
-OLDEST = {"langgraph": (1, 1), "langchain": (1, 2)}
+OLDEST = {"langgraph": (1, 2), "langchain": (1, 3)}
 INSTALL = "pip install 'agentguard[langgraph]'"
 
 

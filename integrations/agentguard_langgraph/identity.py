@@ -37,7 +37,7 @@ class Position:
     pushed: bool  # started by a Send, not by an edge
     index: int  # which of the step's Sends
     name: str | None  # of the `create_agent` that it belongs to
-    own_tools: bool  # the tools node of a `create_agent`, where every call is a Send of its own
+    own_tools: bool  # the tools node of a ready-made agent, where every call is a Send of its own
 
     @property
     def task_id(self) -> str:
@@ -82,7 +82,7 @@ def position_of(config: Mapping[str, Any] | None) -> Position | None:
         pushed,
         path[1] if pushed and len(path) > 1 and isinstance(path[1], int) else 0,
         metadata.get("lc_agent_name"),
-        pushed and node == "tools" and metadata.get("ls_integration") == "langchain_create_agent",
+        pushed and node == "tools",
     )
 
 

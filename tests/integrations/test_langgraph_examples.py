@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from agentguard_langgraph._version import require
 
 pytestmark = pytest.mark.langgraph
 
@@ -36,3 +38,23 @@ def test_join() -> None:
     assert "the editor finds 6 of 6 findings" in after
     assert after.count("counted [1, 2]") == 3  # each saw its own work only
     assert "merged: {'ann': " in after
+
+
+def test_a_missing_or_old_framework_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"langgraph": "1.1.9", "langchain": "1.4.7"}
+
+    def version(name: str) -> str:
+        if name not in found:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return found[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    with pytest.raises(
+        ImportError, match=r"needs langgraph >= 1\.2, not 1\.1\.9: pip install 'agentguard\[langgraph\]'"
+    ):
+        require()
+    found["langgraph"] = "1.2.0rc1"
+    require()
+    del found["langchain"]
+    with pytest.raises(ImportError, match="needs langchain"):
+        require()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 
 import pytest
 from agentguard_langgraph import guard_graph, guard_tools, tool
+from agentguard_langgraph.tasks import MANIFEST
 from langchain.agents import create_agent
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
@@ -266,6 +268,8 @@ def test_a_resumption_in_another_process_counts_once(guard: Guard, tmp_path: Pat
 
 @BOTH
 def test_an_interrupted_node_runs_again_and_counts_once(asynchronous: bool, guard: Guard, tmp_path: Path) -> None:
+    if asynchronous and sys.version_info < (3, 11):
+        pytest.skip("LangGraph's own interrupt() needs Python 3.11 in async graphs")
     builder = StateGraph(State)
 
     def asks(state: State) -> Any:
@@ -333,6 +337,31 @@ def test_an_abandoned_superstep_counts_for_nothing(guard: Guard, tmp_path: Path)
         graph.invoke({"n": 1}, THREAD)
     graph.invoke({"n": 2}, THREAD)
     assert rows(tmp_path) == ["a", "b"]
+
+
+def test_a_node_that_fails_for_good_leaves_no_shard(guard: Guard, tmp_path: Path) -> None:
+    builder = StateGraph(State)
+    builder.add_node("b", Failing(guard, "b"))
+    builder.add_edge(START, "b")
+    with pytest.raises(ConnectionError):
+        guard_graph(builder, guard).invoke({"n": 1})
+    assert rows(tmp_path) == []
+    assert settled(guard)
+
+
+def test_what_is_merged_leaves_the_checkpoints(guard: Guard) -> None:
+    builder = StateGraph(State)
+    builder.add_node("think", lambda state: add(guard, "think"))
+    builder.add_node("act", lambda state: add(guard, "act") or {"n": state["n"] + 1})
+    builder.add_edge(START, "think")
+    builder.add_edge("think", "act")
+    builder.add_conditional_edges("act", lambda state: "think" if state["n"] < 6 else END, ["think", END])
+    saver = InMemorySaver()
+    guard_graph(builder, guard, checkpointer=saver).invoke({"n": 0}, THREAD)
+    sizes = [len(one.checkpoint["channel_values"].get(MANIFEST, {})) for one in saver.list(THREAD)]
+    assert len(sizes) > 12
+    assert max(sizes) <= 2
+    assert sizes[0] == 0  # the newest
 
 
 def test_every_turn_of_a_thread_counts_once(guard: Guard, tmp_path: Path) -> None:
@@ -442,7 +471,7 @@ def test_who_calls_is_told(asynchronous: bool, tmp_path: Path) -> None:
     run(guard_graph(builder, guard), {"messages": [HumanMessage("x")]}, THREAD, asynchronous=asynchronous)
     (agent,) = seen["db:tool"]
     assert agent.startswith("agent:")
-    assert agent.endswith("/ben")
+    assert agent.endswith(("/ben", "/tools"))  # LangChain 1.3.0 does not tell the name
     names = seen["db:node"]
     assert "node" in names
     assert len(names) == 3  # each Send is an agent

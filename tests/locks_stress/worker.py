@@ -34,6 +34,16 @@ def sabotage(mutant: str) -> None:
         raise SystemExit(f"unknown mutant {mutant!r}")
 
 
+def end_with_the_test() -> None:
+    """Where the test is gone, its end of the pipe is closed: no worker goes on without it."""
+
+    def watch() -> None:
+        sys.stdin.read()
+        os._exit(3)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 class Journal:
     def __init__(self, folder: Path) -> None:
         self.fd = os.open(folder / "journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -122,6 +132,8 @@ def main() -> None:
     journal = Journal(folder)
     print("ready", flush=True)
     sys.stdin.readline()
+    if scene not in ("hold", "wait"):  # which read on themselves
+        end_with_the_test()
     result: object = None
     if scene == "threads":
         threads(table, journal, seconds, seed, [Mode.EXCLUSIVE, Mode.EXCLUSIVE, Mode.SHARED], 0.05)
@@ -146,6 +158,7 @@ def main() -> None:
         sys.stdin.readline()
         table.release(ticket)
     print("done", result, flush=True)
+    os._exit(0)  # a thread that reads would keep the interpreter from ending in order
 
 
 if __name__ == "__main__":
