@@ -55,6 +55,8 @@ class Home:
             for upper in homes_above(base)
         ]
         self._stage: tuple[int, Path, int] | None = None  # (pid, folder, descriptor that keeps it alive)
+        self._owned = _Owned(self.locks)
+        _owned.append((weakref.ref(self), self._owned))
         self._mutex = threading.Lock()
         self._calls = 0
 
@@ -111,6 +113,7 @@ class Home:
         descriptor = os.open(folder / ".alive", os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o600)
         _try_lock(descriptor)
         _descriptors.add(descriptor)
+        self._owned.stage = folder, descriptor
         return os.getpid(), folder, descriptor
 
     def sweep(self) -> list[Path]:
@@ -153,6 +156,29 @@ def _try_lock(descriptor: int) -> bool:
     return lock_descriptor(descriptor, blocking=False)
 
 
+class _Owned:
+    """What a home must give back when nobody uses it any more."""
+
+    def __init__(self, locks: LockTable) -> None:
+        self.locks = locks
+        self.stage: tuple[Path, int] | None = None
+
+    def give_back(self) -> None:
+        self.locks.close()
+        if self.stage is not None and self.stage[1] in _descriptors:  # else a fork closed it already
+            _descriptors.discard(self.stage[1])
+            os.close(self.stage[1])
+            shutil.rmtree(self.stage[0], ignore_errors=True)
+
+
+def _give_back() -> None:
+    # Not in a finalizer: that may run anywhere, in the middle of the lock table too.
+    for entry in [entry for entry in _owned if entry[0]() is None]:
+        _owned.remove(entry)
+        entry[1].give_back()
+
+
+_owned: list[tuple[weakref.ref[Home], _Owned]] = []
 _homes: weakref.WeakValueDictionary[str, Home] = weakref.WeakValueDictionary()
 _descriptors: set[int] = set()
 _mutex = threading.Lock()
@@ -164,6 +190,7 @@ def home_at(folder: Path) -> Home:
     Raises `ConfigError` when it cannot be made or used.
     """
     with _mutex:
+        _give_back()
         base = home_of(folder)
         home = _homes.get(str(base))
         if home is None or not home.folder.is_dir():

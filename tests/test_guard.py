@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import json
 import logging
 import os
@@ -747,3 +748,17 @@ def test_the_folder_is_private_and_ignored_by_git(guard: Guard) -> None:
     folder = guard.root / ".agentguard"
     assert folder.stat().st_mode & 0o777 == 0o700
     assert (folder / ".gitignore").read_text() == "*\n"
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts descriptors in /proc")
+def test_guards_that_are_gone_leave_no_descriptors(tmp_path: Path) -> None:
+    def use(number: int) -> None:
+        (tmp_path / str(number)).mkdir()
+        Guard(root=tmp_path / str(number)).update("a.json", lambda value: 1)
+        gc.collect()
+
+    use(0)
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(1, 20):
+        use(number)
+    assert len(os.listdir("/proc/self/fd")) <= before + 3  # those of the last one

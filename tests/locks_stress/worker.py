@@ -15,23 +15,10 @@ import threading
 import time
 from pathlib import Path
 
-from agentguard.locks import Claim, FileBackend, LockTable, Mode, Owner, Ticket, await_, keyfile, wait
+from agentguard.locks import Claim, FileBackend, LockTable, Mode, Owner, Ticket, await_, wait
 from agentguard.locks import domain as domain_module
 
 KEY = "file:d/"
-
-
-def sabotage(mutant: str) -> None:
-    """Take one protection away: the test that relies on it must notice."""
-    if mutant == "no turnstile":
-        head, file = keyfile.KeyFile._head, keyfile.KeyFile._file
-        keyfile.KeyFile._head = lambda self: (*head(self)[:2], 0)  # type: ignore[method-assign]
-        keyfile.KeyFile._file = (  # type: ignore[method-assign]
-            lambda self, suffix: file(self, f".{os.getpid()}" if suffix == ".next" else suffix)
-        )
-        keyfile._same = lambda fd, path: True
-    elif mutant not in ("", "no release on cancel"):
-        raise SystemExit(f"unknown mutant {mutant!r}")
 
 
 def end_with_the_test() -> None:
@@ -126,7 +113,6 @@ def turns(table: LockTable, journal: Journal, seconds: float) -> int:
 def main() -> None:
     folder, scene, seconds, seed = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
     mutant = sys.argv[5] if len(sys.argv) > 5 else ""
-    sabotage(mutant)
     domain_module.COHORT = 0.0 if scene == "turns" else domain_module.COHORT
     table = LockTable(FileBackend(folder / "locks"))
     journal = Journal(folder)
