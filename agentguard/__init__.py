@@ -6,6 +6,8 @@ which a join merges. See the README for LangGraph and CrewAI.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .commit import atomic_write
 from .declaration import Declaration, declare
 from .events import Event, Hook
@@ -21,7 +23,6 @@ from .exceptions import (
     UndeclaredWrite,
 )
 from .guard import Guard, Hold
-from .join import JoinReport
 from .redirect import path
 from .shards import Identity
 
@@ -48,3 +49,15 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .join import JoinReport
+
+
+def __getattr__(name: str) -> Any:
+    # Only a join needs it, and only a type annotation asks for it by name.
+    if name == "JoinReport":
+        from .join import JoinReport
+
+        return JoinReport
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

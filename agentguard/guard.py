@@ -23,7 +23,6 @@ from .declaration import Declaration, Signature, check_function, declared_on
 from .events import Event, Hook
 from .exceptions import AgentGuardError, ConfigError, UndeclaredWrite
 from .home import Home, home_at
-from .join import JoinReport, ResourceReport, joining
 from .locks import LockTable
 from .redirect import GUARD, OPEN_GUARDS, Place
 from .resources import Resource, Resources
@@ -32,6 +31,7 @@ from .versions import Knowledge, Versions
 
 if TYPE_CHECKING:
     from .config import Config, ResourceConfig
+    from .join import JoinReport, ResourceReport
     from .status import Recovery, Status
 
 __all__ = ["Guard", "Hold"]
@@ -367,6 +367,8 @@ class Guard:
 
     def _joining(self, run: str | None, shards: Sequence[str] | None, timeout: float | None) -> flow.Flow[JoinReport]:
         run = run or self.identity().run
+        from .join import joining
+
         return joining(self, run, shards, self.timeout if timeout is None else timeout)
 
     # -- looking after ---

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import os
-import socket
+import platform
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -76,7 +76,7 @@ def this_host() -> str:
     """The name of this machine, asked once."""
     global _host
     if not _host:
-        _host = socket.gethostname()
+        _host = platform.node()
     return _host
 
 
