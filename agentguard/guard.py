@@ -63,6 +63,12 @@ class Guard:
         if config is not None and settings:
             raise ConfigError(f"give either config= or settings ({', '.join(settings)}), not both")
         self.config: Config = config if config is not None else make_config(root, **settings)
+        for name, options in self.config.resources.items():
+            if options.stale == "merge":
+                raise ConfigError(
+                    f'resources."{name}".stale: "merge" is not in this version; use "reject" or "ignore"',
+                    key=f'resources."{name}".stale', value="merge", nearest="reject",
+                )  # fmt: skip
         self.resources = Resources(self.config.root)
         self.root: Path = self.resources.root
         self.home: Home = home_at(self.root)

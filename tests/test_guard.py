@@ -626,6 +626,11 @@ def test_no_false_refusals(guard: Guard) -> None:
         guard.write("store.json", {"items": [1]})
 
 
+def test_what_is_not_there_yet_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not in this version"):
+        Guard(root=tmp_path, resources={"a.txt": {"stale": "merge"}})
+
+
 def test_stale_ignore_and_require_read(tmp_path: Path) -> None:
     guard = Guard(root=tmp_path, resources={"loose.txt": {"stale": "ignore"}, "strict.txt": {"require_read": True}})
     for name in ("loose.txt", "strict.txt"):
