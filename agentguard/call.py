@@ -13,79 +13,60 @@ from typing import TYPE_CHECKING, Any
 from .commit import Delete, Replace
 from .conflicts import keep
 from .declaration import Access
-from .exceptions import StaleWrite, UndeclaredWrite
-from .locks import Claim, LockTable, Mode, Owner, Ticket
+from .exceptions import LockLost, StaleWrite, UndeclaredWrite
+from .locks import Claim, Mode, Ticket
+from .outline import Batch, Outline, Part
 from .redirect import CURRENT, Place, check_untouched, leftovers, rewritten, undeclared
-from .resources import Resource, plan
+from .resources import Resource
 from .shards import Identity
-from .versions import ABSENT, Change, Known, diff, signature, small_text
+from .versions import ABSENT, Known, diff, signature, small_text
 
 if TYPE_CHECKING:
     from .guard import Guard
 
-__all__ = ["Call", "Wanted"]
-
-Wanted = tuple[Path | None, LockTable, str, Mode]  # home (None: inside a shard), table, key, mode
+__all__ = ["Call"]
 
 
 class Call:
     """One call while it runs: what it may touch, and where. `active` from the grant to the commit."""
+
+    active = False
+    _folder: Path | None = None  # of the copies
 
     def __init__(
         self,
         guard: Guard,
         identity: Identity,
         tool: str,
-        accesses: Sequence[Access],
+        outline: Outline,
         arguments: Mapping[str, Any],
         *,
-        redirect: str = "argument",
         timeout: float | None = None,
         loop: int | None = None,
     ) -> None:
         self.guard = guard
         self.identity = identity
         self.tool = tool
-        self.accesses = accesses
+        self.outline = outline
         self.arguments = arguments
-        self.redirect = redirect
-        self.timeout = guard.timeout if timeout is None else timeout
-        self.active = False
+        self.timeout = timeout
         outer = CURRENT.get()
         self.parent: Call | None = outer if outer is not None and outer.active else None
         inside = self.parent.claim if self.parent is not None else None
-        self.claim: Claim = Claim(Owner(identity.agent, identity.run, tool, loop), inside)
-        self.places: dict[str, Place] = {}
-        self.tickets: dict[tuple[Path | None, str], Ticket] = {}
+        self.claim: Claim = Claim(guard.owner(identity.agent, identity.run, tool, loop), inside)
+        self.tokens: dict[str, int | None] = {}  # for events, by the resource's id
         self.names: dict[str, str] = {}  # path of a copy -> the spelling that was asked for
         self._learned: dict[str, Known] = {}
-        self._folder: Path | None = None
         self._mutex = threading.Lock()
-        for access in accesses:
-            self._add(access)
-
-    def _add(self, access: Access) -> None:
-        resource = self.guard.resources.resolve(access.name, self.tool)
-        if resource.directory and resource.path is not None and not resource.path.is_dir():
-            raise UndeclaredWrite(
-                f"{self.tool}: the directory {resource.name!r} does not exist under {self.guard.root}. Nothing was "
-                f"applied; create it first, or declare the files themselves.",
-                resource=resource.name,
-                tool=self.tool,
-            )
-        place = self.places.get(resource.key)
-        if place is None:
-            place = Place(resource, access.exclusive, access.kind == "updates", resource.path or Path())
-            self.places[resource.key] = place
-        else:
-            place.exclusive = place.exclusive or access.exclusive
-            place.update = place.update or access.kind == "updates"
+        self.places: dict[str, Place] = {}  # by the resource's id
+        for part in outline.parts:
+            self.places[part.resource.id] = Place(part)
 
     # -- what is locked ---
 
-    def sharded(self, place: Place) -> bool:
+    def _shards(self, place: Place) -> bool:
         """Whether this place is a shard's: the resource says so, somebody will join, and no parent call has it."""
-        if place.resource.path is None or self.guard.options(place.resource.name).mode != "shard":
+        if place.resource.path is None:
             return False
         if self.identity.shard is None:
             if place.exclusive:
@@ -100,19 +81,28 @@ class Call:
             )
         return True
 
-    def locks(self) -> list[Wanted]:
+    def locks(self) -> Sequence[Batch]:
         """Everything to lock, in order: the resources' own keys first, then those inside this agent's shard."""
+        if self.outline.batches is not None:
+            return self.outline.batches
         wanted: list[tuple[Resource, bool]] = []
         inner: list[tuple[str, Mode]] = []
         for place in self.places.values():
-            if self.sharded(place):
+            if place.options.mode == "shard" and self._shards(place):
+                place.sharded = True
                 wanted.append((place.resource, False))  # keeps joins out; other agents' shards share it
-                key = f"shard:{self.identity.run}/{self.identity.shard}/{place.resource.key}"
+                key = f"shard:{self.identity.run}/{self.identity.shard}/{place.resource.id}"
                 inner.append((key, Mode.EXCLUSIVE if place.exclusive else Mode.SHARED))
             else:
                 wanted.append((place.resource, place.exclusive))
-        found: list[Wanted] = [(home, self.guard.table(home), key, mode) for home, key, mode in plan(tuple(wanted))]
-        return found + [(None, self.guard.shard_locks, key, mode) for key, mode in sorted(inner, key=lambda k: k[0])]
+        return [*self.guard.batches(tuple(wanted)), (self.guard.shard_locks, sorted(inner, key=lambda item: item[0]))]
+
+    def limit(self, key: str) -> float:
+        """How long (seconds) this call may wait for a key, in all: its own time-out, else the resource's."""
+        if self.timeout is not None:
+            return self.timeout
+        found = {place.resource.key: place.options.timeout or 0.0 for place in self.places.values()}
+        return found[key] if key in found else max([*found.values(), self.guard.timeout])  # a directory above
 
     # -- where it works ---
 
@@ -128,18 +118,18 @@ class Call:
                     place.target = call.stage(found)
                 else:
                     place.target = found.staged or found.target
-            elif self.sharded(place):
+            elif place.sharded:
                 place.pinned = signature(place.resource.path)
                 if place.exclusive:
                     _, place.entry = self.guard.shards.fork(self.identity, place.resource)
                     place.target = place.entry.ours
                 else:
                     shard = self.guard.shards.current(self.identity)
-                    entry = shard.entries.get(place.resource.key) if shard is not None else None
+                    entry = shard.entries.get(place.resource.id) if shard is not None else None
                     if entry is not None:
                         place.target = entry.ours
                     else:
-                        inherited = self.guard.shards.inherited(self.identity, place.resource.key)
+                        inherited = self.guard.shards.inherited(self.identity, place.resource.id)
                         place.target = inherited or place.resource.path
 
     def _outer(self, resource: Resource) -> tuple[Call, Place] | None:
@@ -152,13 +142,14 @@ class Call:
         return None
 
     def _find(self, resource: Resource) -> Place | None:
-        place = self.places.get(resource.key)
+        place = self.places.get(resource.id)
         if place is None and resource.path is not None:
             for other in list(self.places.values()):
                 if other.resource.directory and other.resource.path in resource.path.parents:
                     # A file beneath a declared directory becomes a place of its own, at its first use.
-                    place = Place(resource, other.exclusive, other.update, resource.path)
-                    self.places[resource.key] = place
+                    options = self.guard.config.resource(resource.name)
+                    place = Place(Part(resource, other.exclusive, other.update, options))
+                    self.places[resource.id] = place
                     break
         return place
 
@@ -170,9 +161,16 @@ class Call:
             self.names.setdefault(str(staged), place.asked or place.resource.name)
             return staged
 
+    def ticket(self, resource: Resource) -> Ticket | None:
+        """The granted ticket of a resource that this call locks itself; None when there is none."""
+        ticket = self.claim.held.get(resource.key)
+        while ticket is not None and ticket.table is not self.guard.table(resource.home):
+            ticket = ticket.earlier
+        return ticket
+
     def token(self, resource: Resource) -> int | None:
         """The fencing token under which this call holds a resource; None when it does not."""
-        ticket = self.tickets.get((resource.home, resource.key))
+        ticket = self.ticket(resource)
         return ticket.token if ticket is not None else None
 
     def path(self, name: str | os.PathLike[str]) -> Path:
@@ -204,12 +202,12 @@ class Call:
 
     def rewritten_arguments(self) -> dict[str, Any]:
         """The arguments that lead the tool to its copies; makes those copies."""
-        if self.redirect == "none":
+        if self.outline.declaration.redirect == "none":
             return {}
 
         def place_of(access: Access) -> Path | None:
             resource = self.guard.resources.resolve(access.name, self.tool)
-            place = self.places[resource.key]
+            place = self.places[resource.id]
             if resource.path is None or resource.directory:
                 return None
             given = self.arguments[access.argument or ""]
@@ -220,25 +218,38 @@ class Call:
             # Read where it is; a relative spelling would be looked up in the working directory, not in the root.
             return place.target if os.path.realpath(asked) != str(place.target) else None
 
-        return rewritten(self.accesses, self.arguments, place_of, self.names)
+        return rewritten(self.outline.accesses, self.arguments, place_of, self.names)
 
     def has_beginning(self) -> bool:
-        """Whether work of more than some system calls comes before the body."""
-        if self.parent is not None or any(access.argument is not None for access in self.accesses):
+        """Whether anything is to be done between the grant and the body. With the locks held."""
+        if self.outline.begins or self.parent is not None or self.guard.home.suspect:
             return True
-        identity, knowledge = self.identity, self.guard.knowledge
-        return any(
-            not place.exclusive
-            or (
-                place.resource.path is not None
-                and (knowledge.get(identity.run, identity.agent, key) is not None or self.sharded(place))
-            )
-            for key, place in self.places.items()
-        )
+        for ticket in self.claim.held.values():
+            if ticket.foreign or ticket.earlier is not None:
+                return True
+        knowledge = self.guard.knowledge
+        if knowledge.anything:
+            for key in self.places:
+                if knowledge.get(self.identity.run, self.identity.agent, key) is not None:
+                    return True
+        return False
+
+    def recover_pending(self) -> None:
+        """Finish a commit that another process began on one of our files and was killed in; see `Ticket.foreign`."""
+        tickets = self.claim.tickets()
+        if self.guard.home.suspect or any(ticket.foreign for ticket in tickets):
+            self.guard.recover_pending([place.resource for place in self.places.values()])
+            for ticket in tickets:
+                ticket.table.known(ticket)
 
     def has_end(self) -> bool:
         """Whether something must be checked or published after the body."""
-        return self._folder is not None or any(place.entry is not None for place in self.places.values())
+        if self._folder is not None:
+            return True
+        for place in self.places.values():  # noqa: SIM110 - a generator costs more than all of this
+            if place.entry is not None:
+                return True
+        return False
 
     # -- checks ---
 
@@ -249,8 +260,8 @@ class Call:
             if not place.exclusive or place.update or place.resource.path is None or place.resource.directory:
                 continue
             known = knowledge.get(identity.run, identity.agent, key)
-            options = self.guard.options(place.resource.name)
-            must_read = self.guard.config.require_read if options.require_read is None else options.require_read
+            options = place.options
+            must_read = options.require_read
             if options.stale == "ignore" or (known is None and not must_read):
                 continue
             current = self.guard.versions.of(place.target)
@@ -262,7 +273,7 @@ class Call:
 
     def _stale(self, place: Place, known: Known | None, current: str) -> StaleWrite:
         name, identity = place.resource.name, self.identity
-        change = self.guard.knowledge.last_change(place.resource.key)
+        change = self.guard.knowledge.last_change(place.resource.id)
         if change is not None and change.version not in (None, current):
             change = None  # somebody else came after the last writer that we know
         text = diff(known.text, small_text(place.target)) if known is not None else ""
@@ -323,6 +334,13 @@ class Call:
                 folder=str(kept),
             )
         try:
+            for ticket in self.claim.tickets():
+                if not ticket.mode.intent:
+                    ticket.table.verify(ticket)
+        except LockLost as error:
+            error.fields["folder"] = str(self._keep("its lock was lost"))
+            raise
+        try:
             check_untouched(self.places.values(), self.tool, self.identity.agent)
         except StaleWrite as error:
             error.fields["folder"] = str(self._keep("overtaken"))
@@ -338,7 +356,7 @@ class Call:
                 inner.append(change)  # into the parent call's copy: published, or discarded, with it
             else:
                 changes.append(change)
-                durable = durable or self.guard.durable(place.resource.name)
+                durable = durable or bool(place.options.durable)
             self._note(key, place, change)
         if changes:
             self.guard.home.journal.commit(changes, durable=durable)
@@ -372,11 +390,11 @@ class Call:
         learned = self._learned
         now = time.time()
         for key, place in self.places.items():
-            if key in learned:
+            if learned and key in learned:
                 knowledge.read(identity.run, identity.agent, key, learned[key])
             if place.exclusive:
-                version = learned[key].version if key in learned else None
-                knowledge.wrote(key, Change(identity.agent, self.tool, now, version))
+                version = learned[key].version if learned and key in learned else None
+                knowledge.wrote(key, identity.agent, self.tool, now, version)
 
     def _keep(self, why: str) -> Path:
         assert self._folder is not None

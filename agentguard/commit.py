@@ -33,7 +33,10 @@ from .exceptions import ConfigError, InDoubt
 from .latch import DRAFT, LOCK, RECORD, Latch
 from .records import Content, Doubt, Entry, Record, Step
 
-__all__ = ["Delete", "Journal", "Pending", "Recovered", "Replace", "atomic_write", "snapshot"]
+__all__ = ["UNFINISHED", "Delete", "Journal", "Pending", "Recovered", "Replace", "atomic_write", "snapshot"]
+
+# Records of commits that were decided in this process and broke off: nobody else's lock tells of them.
+UNFINISHED: set[str] = set()
 
 PATIENCE = 30.0  # seconds for another recovery of the same record, which takes milliseconds
 
@@ -171,6 +174,7 @@ class Journal:
             self._forget(latch, names, durable)
         except BaseException as error:
             if latch is not None and (decided or latch.decided):
+                UNFINISHED.add(latch.record)
                 latch.release()
                 if isinstance(error, (OSError, ValueError)) and not isinstance(error, InDoubt):
                     raise _in_doubt(latch.record, names, _why(error)) from error

@@ -12,6 +12,7 @@ attribute or key of one; it is looked up, never evaluated.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import enum
 import functools
@@ -180,11 +181,23 @@ class Declaration:
     reads: tuple[str, ...] = ()
     updates: tuple[str, ...] = ()
     redirect: str = "argument"
+    # The accesses, where they are the same for every call; () before that is known, None where they are not.
+    fixed: Sequence[Access] | None = dataclasses.field(default=(), init=False, repr=False, compare=False)
 
     @staticmethod
     def of(writes: Any = (), reads: Any = (), updates: Any = (), redirect: str = "argument") -> Declaration:
         """Build from what users write (a text or a list of texts each); raises `ConfigError` for bad templates."""
-        return _made(_names(writes, "writes"), _names(reads, "reads"), _names(updates, "updates"), redirect)
+        given = (writes, reads, updates, redirect)
+        try:
+            found = _asked.get(given)
+        except TypeError:  # lists
+            return _made(_names(writes, "writes"), _names(reads, "reads"), _names(updates, "updates"), redirect)
+        if found is None:
+            found = _made(_names(writes, "writes"), _names(reads, "reads"), _names(updates, "updates"), redirect)
+            if len(_asked) >= 4096:
+                _asked.clear()
+            _asked[given] = found
+        return found
 
     def __iter__(self) -> Any:
         for kind in ("writes", "updates", "reads"):
@@ -199,9 +212,12 @@ class Declaration:
         """The names of the arguments that the templates need."""
         return frozenset(f.split(".")[0] for _, text in self for f in template(text).fields)
 
-    def accesses(self, arguments: Mapping[str, Any], tool: str) -> list[Access]:
+    def accesses(self, arguments: Mapping[str, Any], tool: str) -> Sequence[Access]:
         """The resources of one call. Raises `UndeclaredWrite` when an argument cannot be part of a name."""
-        fixed = _fixed(self)
+        fixed = self.fixed
+        if fixed == ():
+            fixed = None if self.fields else [a for kind, text in self for a in template(text).fill({}, kind, tool)]
+            object.__setattr__(self, "fixed", fixed)
         if fixed is not None:
             return fixed
         return [access for kind, text in self for access in template(text).fill(arguments, kind, tool)]
@@ -236,12 +252,7 @@ def _made(writes: tuple[str, ...], reads: tuple[str, ...], updates: tuple[str, .
     return declaration
 
 
-@functools.lru_cache(maxsize=4096)
-def _fixed(declaration: Declaration) -> list[Access] | None:
-    """The accesses of a declaration without fields, which are the same for every call."""
-    if declaration.fields:
-        return None
-    return [access for kind, text in declaration for access in template(text).fill({}, kind, "")]
+_asked: dict[tuple[Any, Any, Any, str], Declaration] = {}
 
 
 def _names(value: Any, key: str) -> tuple[str, ...]:

@@ -6,25 +6,25 @@ acquire in key order -> stale check -> redirect -> the tool's body -> commit, or
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import os
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .call import Call, Wanted
+from .call import Call
 from .exceptions import LockTimeout
-from .locks import Claim, Ticket, await_, wait
+from .locks import BeginAgain, Claim, LockTable, Ticket, await_, wait
+from .outline import Batch
 from .redirect import CURRENT, unmap, unmap_error
 
 if TYPE_CHECKING:
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 
-__all__ = ["Body", "Do", "Flow", "Wait", "apump", "arun", "locked", "pump", "release", "run", "steps", "threaded"]
+__all__ = ["Body", "Do", "Flow", "Wait", "apump", "arun", "locked", "pump", "run", "steps", "threaded"]
 
 T = TypeVar("T")
 
@@ -54,46 +54,48 @@ class Body:
 Flow = Generator[Wait | Do | Body, Any, T]
 
 
-def locked(
-    claim: Claim,
-    wanted: Sequence[Wanted],
-    tickets: dict[tuple[Path | None, str], Ticket],
-    timeout: float,
-    limits: Mapping[str, float],
-    tool: str,
-) -> Flow[float]:
-    """Acquire everything in order; returns the seconds waited. The caller releases, whatever happens."""
-    started = time.monotonic()
-    waited = False
-    for home, table, key, mode in wanted:
-        ticket = table.request(claim, key, mode)
-        tickets[home, key] = ticket
-        if ticket.granted:
-            continue
-        waited = True
-        limit = min(timeout, limits.get(key, timeout))
-        left = limit - (time.monotonic() - started)
-        if not (yield Wait(ticket, max(0.0, left))):
-            holders = table.holders(key)
-            held = "; ".join(str(holder) for holder in holders) or "another waiter ahead of it"
-            name = key.removeprefix("file:") or "./"
-            raise LockTimeout(
-                f"{tool} of agent {claim.owner.agent!r} waited {limit:g} s for {name}, held by {held}. Nothing was "
-                "applied; retry, or raise `timeout`.",
-                resource=name,
-                timeout=limit,
-                holders=holders,
-                tool=tool,
-                agent=claim.owner.agent,
-            )
-    return time.monotonic() - started if waited else 0.0
+def locked(claim: Claim, batches: Sequence[Batch], limit_of: Callable[[str], float]) -> Flow[float]:
+    """Acquire everything in order; returns the seconds waited. The caller releases the claim, whatever happens.
+
+    `limit_of` gives for each key the seconds that all the waiting up to it may take."""
+    started = 0.0  # monotonic, of the first wait
+    again = 0
+    while True:
+        try:
+            for table, keys in batches:
+                at = 0
+                while at < len(keys):
+                    tickets = table.request_all(claim, keys[at:] if at else keys)
+                    at += len(tickets)
+                    ticket = tickets[-1]
+                    if ticket.granted:
+                        continue
+                    started = started or time.monotonic()
+                    limit = limit_of(ticket.key)
+                    if not (yield Wait(ticket, max(0.0, limit - (time.monotonic() - started)))):
+                        raise _timed_out(ticket, limit)
+            return time.monotonic() - started if started else 0.0
+        except BeginAgain:
+            LockTable.release_all(claim)
+            again += 1
+            if again > 8:  # only ever for a moment: another process is taking the same directory's lock
+                yield Do(lambda: time.sleep(0.001))
 
 
-def release(wanted: Sequence[Wanted], tickets: dict[tuple[Path | None, str], Ticket]) -> None:
-    for home, table, key, _ in reversed(wanted):
-        ticket = tickets.get((home, key))
-        if ticket is not None:
-            table.release(ticket)
+def _timed_out(ticket: Ticket, limit: float) -> LockTimeout:
+    holders = ticket.table.holders(ticket.key)
+    held = "; ".join(str(holder) for holder in holders) or "another waiter ahead of it"
+    name = ticket.key.removeprefix("file:") or "./"
+    agent, tool = ticket.claim.owner.agent, ticket.claim.owner.tool
+    return LockTimeout(
+        f"{tool} of agent {agent!r} waited {limit:g} s for {name}, held by {held}. Nothing was applied; retry, or "
+        "raise `timeout`.",
+        resource=name,
+        timeout=limit,
+        holders=holders,
+        tool=tool,
+        agent=agent,
+    )
 
 
 def steps(
@@ -107,21 +109,22 @@ def steps(
     body's result before the commit and gives the call's; both run with the locks held. Without a `body`, the opening's
     value is the result."""
     guard = call.guard
-    wanted = call.locks()
     try:
-        waited = yield from locked(call.claim, wanted, call.tickets, call.timeout, guard.limits(call.places), call.tool)
+        waited = yield from locked(call.claim, call.locks(), call.limit)
         call.active = True
         if guard.hooks:
+            call.tokens = {place.resource.id: call.token(place.resource) for place in call.places.values()}
             guard.emit("acquired", call, waited=waited)
         context = CURRENT.set(call)
         try:
-            begin = Do(lambda: _begin(call, opening))
-            payload = (yield begin) if opening is not None or call.has_beginning() else begin.fn()
+            payload: Any = {}
+            if opening is not None or call.has_beginning():
+                payload = yield Do(partial(_begin, call, opening))
             result = (yield Body(payload)) if body else payload
             if call.names:
                 result = unmap(result, call.names)
             if closing is not None or call.has_end():
-                result = yield Do(lambda: _end(call, closing, result))
+                result = yield Do(partial(_end, call, closing, result))
             call.remember()
         except BaseException as error:
             unmap_error(error, call.names)
@@ -131,19 +134,21 @@ def steps(
         finally:
             call.active = False
             call.discard()
-            with contextlib.suppress(ValueError):  # a hold that is left in another context than it was entered in
+            try:  # noqa: SIM105 - a context manager costs more than the reset
                 CURRENT.reset(context)
+            except ValueError:
+                pass  # a hold that is left in another context than it was entered in
         if guard.hooks:
             guard.emit("committed", call)
         return result
     finally:
-        release(wanted, call.tickets)
+        LockTable.release_all(call.claim)
         if guard.hooks:
             guard.emit("released", call)
 
 
 def _begin(call: Call, opening: Callable[[], Any] | None) -> Any:
-    call.guard.recover_pending([place.resource for place in call.places.values()])
+    call.recover_pending()
     call.settle_places()
     call.check_stale()
     call.note_reads()

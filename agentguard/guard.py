@@ -23,9 +23,10 @@ from .declaration import Declaration, Signature, check_function, declared_on
 from .events import Event, Hook
 from .exceptions import AgentGuardError, ConfigError, UndeclaredWrite
 from .home import Home, home_at
-from .locks import LockTable
-from .redirect import GUARD, OPEN_GUARDS, Place
-from .resources import Resource, Resources
+from .locks import LockTable, Owner
+from .outline import Batch, Outline, outline
+from .redirect import GUARD, OPEN_GUARDS
+from .resources import Resource, Resources, plan
 from .shards import Identity, Shards
 from .versions import Knowledge, Versions
 
@@ -80,7 +81,10 @@ class Guard:
         self.timeout: float = self.config.timeout
         self.run = f"run-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(3)}"
         self._homes: dict[Path, Home] = {self.home.base: self.home}
-        self._limits = any(one.timeout is not None for one in self.config.resources.values())
+        self.outlines: dict[int, Outline] = {}
+        self._tables: dict[Path, LockTable] = {}
+        self._batches: dict[tuple[tuple[Resource, bool], ...], Sequence[Batch]] = {}
+        self._owners: dict[tuple[str, str, str, int | None], Owner] = {}
         self._warned: set[str] = set()
         self._threads: dict[str, Identity] = {}  # of callers that nobody named
         self._closed = False
@@ -240,9 +244,8 @@ class Guard:
             self,
             identity or self.identity(asynchronous=asynchronous),
             tool,
-            declaration.accesses(arguments, tool),
+            outline(self, declaration, arguments, tool),
             arguments,
-            redirect=declaration.redirect,
             timeout=timeout,
             loop=loop,
         )
@@ -406,16 +409,15 @@ class Guard:
     def options(self, name: str) -> ResourceConfig:
         return self.config.resource(name)
 
-    def durable(self, name: str) -> bool:
-        own = self.options(name).durable
-        return self.config.durable if own is None else own
-
-    def limits(self, places: Mapping[str, Place]) -> dict[str, float]:
-        """Time-outs (seconds) that the configuration sets for single resources, by key."""
-        if not self._limits:
-            return {}
-        found = {key: self.options(place.resource.name).timeout for key, place in places.items()}
-        return {key: limit for key, limit in found.items() if limit is not None}
+    def owner(self, agent: str, run: str, tool: str, loop: int | None) -> Owner:
+        """Who asks for locks: made once for each, as making one costs more than a lock."""
+        at = agent, run, tool, loop
+        owner = self._owners.get(at)
+        if owner is None:
+            if len(self._owners) > 1000:
+                self._owners.clear()
+            owner = self._owners[at] = Owner(agent, run, tool, loop)
+        return owner
 
     def at_home(self, base: Path) -> Home:
         home = self._homes.get(base)
@@ -423,8 +425,20 @@ class Guard:
             home = self._homes[base] = home_at(base)
         return home
 
+    def batches(self, wanted: tuple[tuple[Resource, bool], ...]) -> Sequence[Batch]:
+        """`plan`, with the tables instead of the homes."""
+        found = self._batches.get(wanted)
+        if found is None:
+            if len(self._batches) > 10_000:
+                self._batches.clear()
+            found = self._batches[wanted] = [(self.table(home), keys) for home, keys in plan(wanted)]
+        return found
+
     def table(self, base: Path) -> LockTable:
-        return self.at_home(base).locks
+        table = self._tables.get(base)
+        if table is None:
+            table = self._tables[base] = self.at_home(base).locks
+        return table
 
     def recover_pending(self, resources: Sequence[Resource]) -> None:
         """See `Home.recover_pending`, for the homes of these resources."""
@@ -454,7 +468,7 @@ class Guard:
 
     def emit(self, kind: str, call: Call, **details: Any) -> None:
         for place in list(call.places.values()):
-            token = call.token(place.resource)
+            token = call.tokens.get(place.resource.id)
             self._send(
                 Event(
                     kind,

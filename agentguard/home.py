@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
-from .commit import Journal
+from .commit import UNFINISHED, Journal
 from .exceptions import ConfigError
 from .ledger import Ledger
 from .locks import LockTable, table_for
@@ -85,6 +85,11 @@ class Home:
                 file=str(self.folder),
             ) from error
 
+    @property
+    def suspect(self) -> bool:
+        """Whether a commit of this very process may be unfinished. Those of others show by `Ticket.foreign`."""
+        return bool(UNFINISHED)
+
     def recover_pending(self, files: Sequence[Path]) -> None:
         """Finish a commit that was killed and names one of these files, whose locks the caller was just granted.
 
@@ -92,6 +97,9 @@ class Home:
         for journal in (self.journal, *self.above):
             if journal.pending():
                 journal.recover(only=files)
+        for record in [*UNFINISHED]:
+            if not os.path.lexists(record):
+                UNFINISHED.discard(record)
 
     def stage_folder(self) -> Path:
         """A new private folder for the copies of one call."""

@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING
 from .commit import Delete, Replace
 from .conflicts import park
 from .exceptions import MergeConflict
-from .flow import Do, Flow, locked, release
-from .locks import Claim, Owner, Ticket
+from .flow import Do, Flow, locked
+from .locks import Claim, LockTable, Owner
 from .redirect import CURRENT
-from .resources import Resource, plan
+from .resources import Resource
 from .shards import Shard, ordered
-from .versions import Change
 
 if TYPE_CHECKING:
     from .guard import Guard
@@ -150,13 +149,12 @@ def joining(guard: Guard, run: str, references: Sequence[str] | None, timeout: f
             return JoinReport(run, tuple(reports), time.monotonic() - started)
         claim = Claim(Owner("join", run, "join"), parent)
         resources = [guard.resources.resolve(name, "join") for name in keys.values()]
-        wanted = [(home, guard.table(home), key, mode) for home, key, mode in plan(tuple((r, True) for r in resources))]
-        tickets: dict[tuple[Path | None, str], Ticket] = {}
+        batches = guard.batches(tuple((resource, True) for resource in resources))
         try:
-            yield from locked(claim, wanted, tickets, timeout, {}, "join")
+            yield from locked(claim, batches, lambda _: timeout)
             reports += yield Do(functools.partial(_merge, guard, run, references, resources))
         finally:
-            release(wanted, tickets)
+            LockTable.release_all(claim)
         # Look again: a call may have begun a shard of a further resource before our locks were all there.
 
 
@@ -187,9 +185,9 @@ def _merge(
     merged_keys: list[str] = []
     for number, resource in enumerate(resources):
         at = time.monotonic()
-        found = [(shard, shard.entries[resource.key]) for shard in shards if resource.key in shard.entries]
+        found = [(shard, shard.entries[resource.id]) for shard in shards if resource.id in shard.entries]
         fresh = [(shard, entry) for shard, entry in found if entry.id not in seen]
-        merged_keys.append(resource.key)
+        merged_keys.append(resource.id)
         if not fresh:
             continue
         options = guard.options(resource.name)
@@ -232,13 +230,13 @@ def _merge(
         _remove(folder)
         raise _refused(failed, shards)
     if marks:
-        durable = any(guard.durable(resource.name) for resource in resources)
+        durable = any(guard.options(resource.name).durable for resource in resources)
         guard.home.journal.commit(changes, durable=durable, marks=marks)
     _remove(folder)
     for shard in shards:
         guard.shards.finish(shard, merged_keys)
     for resource in resources:
-        guard.knowledge.wrote(resource.key, Change("join", "join", time.time()))
+        guard.knowledge.wrote(resource.id, "join", "join", time.time())
     if guard.hooks:
         for report in reports:
             guard.emit_merged(run, report)

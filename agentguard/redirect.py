@@ -11,19 +11,19 @@ import filecmp
 import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .commit import Delete, Replace, snapshot
 from .declaration import Access
 from .exceptions import StaleWrite, UndeclaredWrite
-from .resources import FOLDER, Resource
+from .resources import FOLDER
 from .versions import Signature, signature
 
 if TYPE_CHECKING:
     from .call import Call
     from .guard import Guard
+    from .outline import Part
     from .shards import Entry
 
 __all__ = ["CURRENT", "Place", "path", "unmap"]
@@ -33,24 +33,29 @@ GUARD: contextvars.ContextVar[Guard | None] = contextvars.ContextVar("agentguard
 OPEN_GUARDS: list[weakref.ref[Guard]] = []  # the process's guards, the newest last
 
 # SQLite commits by itself, and a copy of its main file alone would miss a write-ahead log: locked, but in place.
+_NOWHERE = Path()
 _IN_PLACE = (".sqlite", ".sqlite3", ".db", ".db3")
 
 
-@dataclass(slots=True, eq=False)
 class Place:
     """One resource of one call, and where its content is for this call."""
 
-    resource: Resource
-    exclusive: bool
-    update: bool
-    target: Path  # what a commit of this call replaces: the file, the parent call's copy, or the shard's copy
+    sharded = False
     entry: Entry | None = None  # the shard's entry, in shard mode
     staged: Path | None = None
-    existed: bool = False  # whether the target existed when it was staged
+    existed = False  # whether the target existed when it was staged
     before: Signature | None = None  # of the target when the call began or the copy was made
     fresh: Signature | None = None  # of the copy as it was handed out
     asked: str | None = None  # the spelling by which it was asked for
     pinned: Signature | None = None  # shard mode: of the real file before the body ran
+
+    def __init__(self, part: Part) -> None:
+        self.resource = resource = part.resource
+        self.exclusive = part.exclusive
+        self.update = part.update
+        self.options = part.options
+        # What a commit of this call replaces: the file, the parent call's copy, or the shard's copy.
+        self.target = resource.path or _NOWHERE
 
     @property
     def in_place(self) -> bool:

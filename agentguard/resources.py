@@ -7,7 +7,7 @@ guards with different or nested roots, and containers that mount one volume at d
 
 from __future__ import annotations
 
-import functools
+import itertools
 import os
 import re
 import stat
@@ -17,7 +17,7 @@ from pathlib import Path
 from .exceptions import ConfigError, UndeclaredWrite
 from .locks import Mode
 
-__all__ = ["FOLDER", "Resource", "Resources", "plan"]
+__all__ = ["FOLDER", "Resource", "Resources", "plan", "still"]
 
 FOLDER = ".agentguard"
 
@@ -27,13 +27,25 @@ _PLAIN = re.compile(r"(?:[^/\\\0]+/)*[^/\\\0]+")
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One thing that is shared. `key` is what is locked; `name` is what people read."""
+    """One thing that is shared. `key` is what is locked; `name` is what people read.
+
+    `key` names it within its home, `id` within the home of the guard that resolved it: they differ only beneath a
+    nested home, where two files of one guard may have the same key.
+    """
 
     name: str
     key: str
     home: Path  # the folder that has (or will have) the `.agentguard/`
     path: Path | None = None  # the real file or directory; None for an opaque key
     directory: bool = False
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            object.__setattr__(self, "id", self.key)
+
+    def __hash__(self) -> int:
+        return hash(self.id)
 
 
 class Resources:
@@ -46,6 +58,8 @@ class Resources:
         self.home = home_of(self.root)
         self._homes: dict[str, Path] = {self._root: self.home}
         self._known: dict[tuple[str, bool], Resource] = {}
+        # Names that had no link on their way: the steps of the way, and what the name meant.
+        self._plain: dict[str, tuple[tuple[str, ...], Resource]] = {}
 
     def resolve(self, name: str | os.PathLike[str], tool: str = "this call") -> Resource:
         """The resource that a name means now (symbolic links are followed at each call).
@@ -53,8 +67,13 @@ class Resources:
         Raises `UndeclaredWrite` for a path that leaves the root or lies inside `.agentguard/`.
         """
         text = os.fspath(name)
+        plain = self._plain.get(text)
+        if plain is not None and still(*plain):
+            return plain[1]
         if _OPAQUE.match(text) and not (os.name == "nt" and text[1:2] == ":"):
-            return Resource(text, text, self.home)
+            made = Resource(text, text, self.home)
+            self._remember(text, (), made)
+            return made
         if not text or "\0" in text:
             raise self._outside(text, tool, "is not a path")
         slash = text.endswith(("/", os.sep))
@@ -70,6 +89,8 @@ class Resources:
         directory = slash if mode is None else stat.S_ISDIR(mode)
         known = self._known.get((real, directory))
         if known is not None and not slash:
+            if real == f"{self._root.rstrip('/')}/{text}":  # no link on the way, so far
+                self._remember(text, tuple(_steps(self._root, text)), known)
             return known
         if slash and not directory:
             raise ConfigError(
@@ -83,8 +104,20 @@ class Resources:
         shown = (_posix(inside) or ".") + ("/" if directory and inside else "")
         if len(self._known) > 10_000:
             self._known = {}
-        made = self._known[real, directory] = Resource(shown, key, home, Path(real), directory)
+        own = key
+        if home != self.home:
+            own = f"file:{_posix(os.path.relpath(real, self.home))}{'/' if directory else ''}"
+        made = self._known[real, directory] = Resource(shown, key, home, Path(real), directory, own)
         return made
+
+    def _remember(self, text: str, steps: tuple[str, ...], meant: Resource) -> None:
+        if len(self._plain) > 10_000:
+            self._plain = {}
+        self._plain[text] = steps, meant
+
+    def recall(self, name: str) -> tuple[tuple[str, ...], Resource] | None:
+        """For `still`: what a name meant when it was resolved last; None where that may change unseen (links)."""
+        return self._plain.get(name)
 
     def _locate(self, text: str) -> tuple[str, int | None]:
         """The real path, and its mode (None when it does not exist)."""
@@ -132,9 +165,23 @@ class Resources:
         )
 
 
-@functools.lru_cache(maxsize=10_000)
-def plan(wanted: tuple[tuple[Resource, bool], ...]) -> tuple[tuple[Path, str, Mode], ...]:
-    """What to lock, in the order in which everybody locks it: (home, key, mode), each key once.
+def still(steps: tuple[str, ...], meant: Resource) -> bool:
+    """Whether a name still means what it meant: no step has become a link, and a directory is one as before."""
+    mode = None
+    try:
+        for step in steps:
+            mode = os.lstat(step).st_mode
+            if stat.S_ISLNK(mode):
+                return False
+    except FileNotFoundError:
+        return step is steps[-1] and not meant.directory
+    except OSError:
+        return False
+    return mode is None or stat.S_ISDIR(mode) == meant.directory
+
+
+def plan(wanted: tuple[tuple[Resource, bool], ...]) -> tuple[tuple[Path, tuple[tuple[str, Mode], ...]], ...]:
+    """What to lock, in the order in which everybody locks it: for each home (key, mode), each key once.
 
     `wanted` says for each resource whether the access is exclusive. A file takes intention locks on the directories
     above it, so that a lock on a directory covers what lies beneath (Gray, Lorie, Putzolu, Traiger 1976).
@@ -146,7 +193,19 @@ def plan(wanted: tuple[tuple[Resource, bool], ...]) -> tuple[tuple[Path, str, Mo
             for key in ancestors(resource.key):
                 _raise(modes, (resource.home, key), above)
         _raise(modes, (resource.home, resource.key), own)
-    return tuple((home, key, mode) for (home, key), mode in sorted(modes.items()))
+    ordered = sorted(modes.items())
+    return tuple(
+        (home, tuple((key, mode) for (_, key), mode in group))
+        for home, group in itertools.groupby(ordered, lambda item: item[0][0])
+    )
+
+
+def _steps(root: str, text: str) -> list[str]:
+    """Each file on the way from the root to a plain relative path, that one last."""
+    found = [root.rstrip("/")]
+    for part in text.split("/"):
+        found.append(f"{found[-1]}/{part}")
+    return found[1:]
 
 
 def ancestors(key: str) -> list[str]:

@@ -154,12 +154,12 @@ class Shards:
         """The identity's entry for a resource, made at its first touch. Called with the resource's shared lock held."""
         assert resource.path is not None
         shard = self._shard(identity)
-        entry = shard.entries.get(resource.key)
+        entry = shard.entries.get(resource.id)
         if entry is not None:
             return shard, entry
         relative = os.path.relpath(resource.path, self.home.base)
         source, inherited = resource.path, None
-        earlier = self._earlier(identity, resource.key)
+        earlier = self._earlier(identity, resource.id)
         if earlier is not None:
             source, inherited = earlier.ours, earlier.id
         base, ours = shard.folder / "base" / relative, shard.folder / "ours" / relative
@@ -175,7 +175,7 @@ class Shards:
         forked = time.time()
         body = {
             "id": entry_id,
-            "key": resource.key,
+            "key": resource.id,
             "resource": resource.name,
             "relative": relative,
             "existed": existed,
@@ -185,7 +185,7 @@ class Shards:
         make_private(record.parent)
         atomic_write(record, orjson.dumps(body))
         entry = Entry(entry_id, resource.name, relative, base if existed else None, ours, forked, record, inherited)
-        shard.entries[resource.key] = entry
+        shard.entries[resource.id] = entry
         return shard, entry
 
     def inherited(self, identity: Identity, key: str) -> Path | None:

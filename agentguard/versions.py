@@ -101,8 +101,13 @@ class Knowledge:
     def __init__(self, limit: int = 10_000) -> None:
         self._limit = limit
         self._read: OrderedDict[tuple[str, str, str], Known] = OrderedDict()
-        self._written: OrderedDict[str, Change] = OrderedDict()
+        self._written: OrderedDict[str, tuple[str, str, float, str | None]] = OrderedDict()
         self._mutex = threading.Lock()
+
+    @property
+    def anything(self) -> bool:
+        """Whether anybody has read anything."""
+        return bool(self._read)
 
     def get(self, run: str, agent: str, key: str) -> Known | None:
         return self._read.get((run, agent, key)) if self._read else None
@@ -114,15 +119,17 @@ class Knowledge:
             while len(self._read) > self._limit:
                 self._read.popitem(last=False)
 
-    def wrote(self, key: str, change: Change) -> None:
+    def wrote(self, key: str, agent: str, tool: str, at: float, version: str | None = None) -> None:
+        """Note who changed a resource; the fields of a `Change`."""
         with self._mutex:
-            self._written[key] = change
+            self._written[key] = agent, tool, at, version
             self._written.move_to_end(key)
             while len(self._written) > self._limit:
                 self._written.popitem(last=False)
 
     def last_change(self, key: str) -> Change | None:
-        return self._written.get(key)
+        found = self._written.get(key)
+        return Change(*found) if found is not None else None
 
 
 def small_text(path: Path) -> str | None:

@@ -8,15 +8,16 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from locks_support import file_of, staged, use
 
 from agentguard.exceptions import ConfigError, LockLost
 from agentguard.locks import FileBackend, LockTable, Mode, await_, record, table_for, wait
+from agentguard.locks import granting as granting_module
 from agentguard.locks import pump as pump_module
-from agentguard.locks import table as table_module
 from agentguard.locks.domain import Domain
 from agentguard.locks.keyfile import KeyFile
 from agentguard.locks.native import EXCLUSIVE, SHARED, UNLOCK, Flock, Polled
@@ -24,37 +25,6 @@ from agentguard.testing import caller, in_fork
 
 IS, IX, S, X = Mode
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs fork or flock")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / ".agentguard" / "locks"
-
-
-@pytest.fixture
-def open_table(folder: Path) -> Iterator[Callable[[], LockTable]]:
-    """Each call: another process's table, as far as the files can tell."""
-    made: list[LockTable] = []
-
-    def make() -> LockTable:
-        made.append(LockTable(FileBackend(folder)))
-        return made[-1]
-
-    yield make
-    for table in made:
-        table.close()
-
-
-def file_of(folder: Path, key: str) -> Path:
-    return folder / record.file_name(key)
-
-
-def use(table: LockTable, key: str = "db:a", mode: Mode = X) -> int:
-    """Hold and give back; the token."""
-    ticket = table.request(caller(), key, mode)
-    assert wait(ticket, 20)
-    table.release(ticket)
-    return ticket.token
 
 
 def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -76,7 +46,7 @@ def test_what_is_made_is_private(folder: Path, open_table: Callable[[], LockTabl
 def test_a_key_is_never_a_path(folder: Path, open_table: Callable[[], LockTable], key: str) -> None:
     table, other = open_table(), open_table()
     held = table.request(caller(), key, X)
-    assert [path.name for path in folder.iterdir()] == [record.file_name(key)]
+    assert {path.name.removesuffix(".dir") for path in folder.iterdir()} == {record.file_name(key)}
     assert [holder.key for holder in other.scan()] == [key]
     table.release(held)
 
@@ -284,16 +254,6 @@ def test_a_token_does_not_fall_back_after_a_power_cut(
 # -- other processes -----------------------------------------------------------------------------------------------
 
 
-def staged(folder: Path, key: str = "db:a") -> None:
-    """Wait until somebody waits in line for the key: its mark is in the file."""
-    path = file_of(folder, key)
-    for _ in range(100_000):
-        if path.read_bytes()[record.QUEUED] == 1:
-            return
-        os.sched_yield()
-    raise AssertionError("nobody came")
-
-
 def test_nobody_passes_a_waiting_process(folder: Path, open_table: Callable[[], LockTable]) -> None:
     one, two, three = open_table(), open_table(), open_table()
     reader = one.request(caller(), "db:a", S)
@@ -317,7 +277,7 @@ def test_without_the_turnstile_a_waiting_process_is_passed(
     writer = two.request(caller(), "db:a", X)
     staged(folder)
     head = KeyFile._head
-    monkeypatch.setattr(KeyFile, "_head", lambda self: (*head(self)[:2], 0))
+    monkeypatch.setattr(KeyFile, "_head", lambda self: (head(self), False)[1])
     late = three.request(caller(), "db:a", S)
     assert late.granted, "the test above relies on the turnstile"
     one.release(reader)
@@ -325,16 +285,6 @@ def test_without_the_turnstile_a_waiting_process_is_passed(
     three.release(late)
     assert wait(writer, 20)
     two.release(writer)
-
-
-def test_without_waiting_for_unmarked_intentions_two_are_in(
-    folder: Path, open_table: Callable[[], LockTable], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, two = open_table(), open_table()
-    assert one.request(caller(), "file:d/", IX).granted
-    head = KeyFile._head
-    monkeypatch.setattr(KeyFile, "_head", lambda self: (head(self)[0], 1, head(self)[2]))
-    assert two.request(caller(), "file:d/", S).granted, "DRAINED is what keeps them apart"
 
 
 def test_one_process_does_not_keep_the_key_for_itself(
@@ -381,121 +331,6 @@ def test_the_mark_of_a_waiter_that_died_is_wiped(folder: Path, open_table: Calla
         file.write(b"\1")
     assert table.request(caller(), "db:a", S).granted
     assert file_of(folder, "db:a").read_bytes()[record.QUEUED] == 0
-
-
-def test_an_unmarked_intention_is_waited_for(folder: Path, open_table: Callable[[], LockTable]) -> None:
-    """The first who locks a directory as such comes after those who work beneath it, and before those who come then."""
-    one, two, three = open_table(), open_table(), open_table()
-    beneath = one.request(caller(), "file:d/", IX)
-    assert file_of(folder, "file:d/").read_bytes()[record.MARKED] == 0
-    whole = two.request(caller(), "file:d/", S)
-    staged(folder, "file:d/")
-    assert file_of(folder, "file:d/").read_bytes()[record.MARKED] == 1
-    late = three.request(caller(), "file:d/", IX)
-    assert not whole.granted
-    assert not late.granted
-    one.release(beneath)
-    assert wait(whole, 20)
-    assert not late.granted
-    reader = one.request(caller(), "file:d/", IS)
-    two.release(whole)
-    assert wait(late, 20)
-    assert wait(reader, 20)
-    one.release(reader)
-    three.release(late)
-
-
-def test_an_intention_that_races_the_first_directory_lock(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mark is written between an intention's lock and its look at the mark: it must see it."""
-    one, two = (FileBackend(folder).open("file:d/") for _ in range(2))
-    current = KeyFile._current
-    got = threading.Event()
-    whole = threading.Thread(target=lambda: two.acquire(S, lambda: True) and got.set())
-
-    def in_between(self: KeyFile) -> bool:
-        monkeypatch.setattr(KeyFile, "_current", current)
-        whole.start()
-        staged(folder, "file:d/")
-        return current(self)
-
-    monkeypatch.setattr(KeyFile, "_current", in_between)
-    assert not one.try_acquire(IX), "it must give way: the directory lock waits already"
-    assert got.wait(20)
-    assert not one.try_acquire(IX)
-    whole.join()
-    two.release(None)
-    assert one.try_acquire(IX)
-    one.close()
-    two.close()
-
-
-@pytest.mark.parametrize(("first", "second"), [(IX, S), (S, IX)])
-@pytest.mark.parametrize("moment", [1, 2])
-def test_a_writer_beneath_and_a_reader_of_the_whole_race(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, first: Mode, second: Mode, moment: int
-) -> None:
-    """Each looks for the other while the other is in the middle of looking: at most one comes in."""
-    one, two = (FileBackend(folder).open("file:d/") for _ in range(2))
-    assert one.try_acquire(S)
-    one.release(None)
-    attempt = KeyFile._attempt
-    steps = 0
-    came: list[bool] = []
-
-    def in_between(self: KeyFile, fd: int, operation: int) -> bool:
-        nonlocal steps
-        done = attempt(self, fd, operation)
-        if self is one:
-            steps += 1
-            if steps == moment:
-                came.append(two.try_acquire(second))
-        return done
-
-    monkeypatch.setattr(KeyFile, "_attempt", in_between)
-    assert not (one.try_acquire(first) and came[0])
-    one.release(None)
-    two.release(None)
-    for file, mode in ((one, first), (two, second)):
-        assert file.try_acquire(mode), "nothing is left of the race"
-        file.close()
-
-
-def test_a_directory_that_is_held_and_wanted_in_more_ways(open_table: Callable[[], LockTable]) -> None:
-    """What one process holds follows what its callers need, up and down, without keeping others out for longer."""
-    one, two = open_table(), open_table()
-    use(one, "file:d/", S)
-    reader = one.request(caller(), "file:d/", IS)
-    whole = one.request(caller(), "file:d/", S)
-    assert whole.granted
-    writer = two.request(caller(), "file:d/", IX)
-    assert not writer.granted
-    one.release(whole)
-    assert wait(writer, 20), "only an intention to read is left, which excludes no writer beneath"
-    assert reader.granted
-    again = one.request(caller(), "file:d/", S)
-    assert not again.granted
-    one.release(reader)
-    two.release(writer)
-    assert wait(again, 20)
-    one.release(again)
-
-
-def test_waiting_for_more_of_a_directory_holds_nothing(folder: Path, open_table: Callable[[], LockTable]) -> None:
-    """A process that holds an intention and wants more must not stand in line behind one that waits for it."""
-    one, two, three = open_table(), open_table(), open_table()
-    use(one, "file:d/", S)
-    reader = one.request(caller(), "file:d/", IS)
-    blocker = three.request(caller(), "file:d/", S)
-    assert blocker.granted
-    more = one.request(caller(), "file:d/", IX)
-    whole = two.request(caller(), "file:d/", X)
-    staged(folder, "file:d/")
-    assert not more.granted
-    three.release(blocker)
-    one.release(reader)
-    for table, ticket in ((two, whole), (one, more)):
-        assert wait(ticket, 20)
-        table.release(ticket)
 
 
 @posix
@@ -607,28 +442,17 @@ def test_a_spawned_process_excludes_and_describes_itself(folder: Path) -> None:
         table.close()
 
 
-def test_who_is_beneath_a_directory(open_table: Callable[[], LockTable]) -> None:
-    one, two = open_table(), open_table()
-    claim = caller("below")
-    for key, mode in (("file:", IX), ("file:d/", IX), ("file:d/a", X)):
-        assert one.request(claim, key, mode).granted
-    waiting = two.request(caller(), "file:d/", X)
-    assert [(holder.key, holder.agent) for holder in two.blockers(waiting)] == [("file:d/a", "below")]
-    two.release(waiting)
-    one.release_all(claim)
-
-
 # -- running out ---------------------------------------------------------------------------------------------------
 
 
 def test_idle_descriptors_are_closed(open_table: Callable[[], LockTable]) -> None:
     before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
     table = open_table()
-    for number in range(3 * table_module.IDLE):
+    for number in range(3 * granting_module.IDLE):
         use(table, f"db:{number}")
-    assert sum(domain.lock is not None for domain in table._domains.values()) <= table_module.IDLE
+    assert sum(domain.lock is not None for domain in table._domains.values()) <= granting_module.IDLE
     if sys.platform == "linux":
-        assert len(os.listdir("/proc/self/fd")) - before < table_module.IDLE + 60
+        assert len(os.listdir("/proc/self/fd")) - before < granting_module.IDLE + 60
 
 
 @posix
@@ -674,7 +498,7 @@ def test_out_of_threads_it_gets_slower_not_wrong(
 ) -> None:
     one, two = open_table(), open_table()
     pumps = pump_module.Pumps(limit=1)
-    monkeypatch.setattr(table_module, "_pumps", pumps)
+    monkeypatch.setattr(granting_module, "PUMPS", pumps)
     held = [one.request(caller(), f"db:{number}", X) for number in range(5)]
     waiting = [two.request(caller(), f"db:{number}", X) for number in range(5)]
     assert not any(wait(ticket, 0.01) for ticket in waiting)
@@ -692,7 +516,7 @@ def test_without_any_thread_the_caller_is_told(
     one, two = open_table(), open_table()
     pumps = pump_module.Pumps()
     monkeypatch.setattr(pumps, "_start", lambda *_: False)
-    monkeypatch.setattr(table_module, "_pumps", pumps)
+    monkeypatch.setattr(granting_module, "PUMPS", pumps)
     held = one.request(caller(), "db:a", X)
     with pytest.raises(OSError, match="no thread"):
         two.request(caller(), "db:a", X)

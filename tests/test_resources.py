@@ -115,14 +115,31 @@ def test_plan_orders_merges_and_adds_intentions(tmp_path: Path) -> None:
     def of(key: str) -> Resource:
         return Resource(key, key, tmp_path, tmp_path / key)
 
-    made = plan(((of("file:b/x"), True), (of("file:a"), False), (of("file:b/"), False)))
-    assert [(key, mode) for _, key, mode in made] == [
+    ((home, made),) = plan(((of("file:b/x"), True), (of("file:a"), False), (of("file:b/"), False)))
+    assert home == tmp_path
+    assert made == (
         ("file:", Mode.INTENT_EXCLUSIVE),
         ("file:a", Mode.SHARED),
         ("file:b/", Mode.EXCLUSIVE),  # shared, with an intention to write beneath it
         ("file:b/x", Mode.EXCLUSIVE),
-    ]
-    assert plan(((Resource("k:1", "k:1", tmp_path), True),)) == ((tmp_path, "k:1", Mode.EXCLUSIVE),)
+    )
+    assert plan(((Resource("k:1", "k:1", tmp_path), True),)) == ((tmp_path, (("k:1", Mode.EXCLUSIVE),)),)
+
+
+def test_a_plan_takes_one_home_after_the_other(tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    file = Resource("x", "file:x", tmp_path, tmp_path / "x")
+    other = Resource("inner/x", "file:x", inner, inner / "x")
+    assert [(home, len(made)) for home, made in plan(((other, True), (file, True)))] == [(tmp_path, 2), (inner, 2)]
+
+
+def test_two_files_of_a_guard_that_have_one_key_in_two_homes_are_two(root: Path) -> None:
+    (root / "sub" / ".agentguard").mkdir(parents=True)
+    resources = Resources(root)
+    one, two = resources.resolve("x"), resources.resolve("sub/x")
+    assert one.key == two.key
+    assert one.home != two.home
+    assert (one.id, two.id) == ("file:x", "file:sub/x")
 
 
 _step = st.sampled_from(["a", "b", "..", ".", "folder", "deep"])

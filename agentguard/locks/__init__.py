@@ -19,7 +19,7 @@ token         rises with every exclusive grant of a key, over crash and restart;
 
 from __future__ import annotations
 
-from .contract import Backend, Holder, KeyStatistics, Lock, Mode, Owner, Statistics, is_directory
+from .contract import Backend, BeginAgain, Holder, KeyStatistics, Lock, Mode, Owner, Statistics, is_directory
 from .file import FileBackend, FileTable, table_for
 from .table import LockTable
 from .tickets import Claim, Ticket
@@ -27,6 +27,7 @@ from .waiting import await_, wait
 
 __all__ = [
     "Backend",
+    "BeginAgain",
     "Claim",
     "FileBackend",
     "FileTable",

@@ -7,13 +7,14 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from .forks import after_fork
 
 __all__ = [
     "Backend",
+    "BeginAgain",
     "Holder",
     "KeyStatistics",
     "Lock",
@@ -91,6 +92,7 @@ class Owner:
     run: str
     tool: str
     loop: int | None = None
+    packed: bytes = field(default=b"", init=False, repr=False, compare=False)  # see `record.text_of`
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,14 @@ class Statistics:
     longest_wait: float
 
 
+class BeginAgain(Exception):
+    """Somebody is about to lock a directory as such, whose intention the claim held on trust.
+
+    Nothing is wrong: release all that the claim holds and ask for it again, in the same order. Raised for one directory
+    at most once while its lock stays open.
+    """
+
+
 class Lock(Protocol):
     """One key's lock between processes, as one process uses it.
 
@@ -148,6 +158,13 @@ class Lock(Protocol):
     """What this process holds; at least what was asked for."""
     token: int
     """The token of the key's last exclusive grant, known while `mode` is not None; 0 before the first."""
+    trusted: bool
+    """Whether intentions on this directory need no lock, as far as this process knows.
+
+    A holder of one that has locked something beneath the directory then asks `look`; whoever locks the directory itself
+    makes `look` answer False, then waits until everything that was locked beneath it before has been released. So one
+    of the two sees the other. A backend that does not offer this says False.
+    """
 
     def try_acquire(self, mode: Mode) -> bool:
         """Take `mode`, in addition to what is held, if that is possible at once without passing another waiter."""
@@ -158,6 +175,10 @@ class Lock(Protocol):
 
         False when `wanted()`, asked now and then or never, turned False meanwhile.
         """
+        ...
+
+    def look(self) -> bool:
+        """`trusted`, as it is now: once False, always False."""
         ...
 
     def stamp(self, owner: Owner) -> int:

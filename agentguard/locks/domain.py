@@ -12,17 +12,20 @@ __all__ = ["COHORT", "Domain"]
 # For so long (seconds) callers of this process may follow each other while another process waits for the key.
 COHORT = 0.005
 
+_monotonic = time.monotonic
+
 
 class Domain(Queue):
     """A key's queue, and what this process holds of the key's lock between processes (`lock` None: there is none)."""
 
-    __slots__ = ("grants", "have", "key", "lock", "longest", "pumping", "taken", "used")
+    __slots__ = ("checked", "grants", "have", "key", "lock", "longest", "pumping", "taken", "used")
 
     def __init__(self, key: str, lock: Lock | None) -> None:
         super().__init__()
         self.key = key
         self.lock = lock
-        self.have: Mode | None = None
+        self.have: Mode | None = None  # None while intentions are granted: they are held on trust
+        self.checked = -1  # the token up to which this process knows what the key's holders left: see `Ticket.foreign`
         self.taken = 0.0  # monotonic time at which `have` was taken, or last seen to be in nobody's way
         self.pumping = False  # a thread is in `lock.acquire`: nobody else may touch the lock
         self.grants = 0
@@ -35,11 +38,12 @@ class Domain(Queue):
         Takes the lock between processes if that is possible at once. If not, what is granted here must end first
         (`draining`), or somebody must wait for the lock.
         """
-        lock, have = self.lock, self.have
+        lock = self.lock
         if lock is None:
             return True
         if self.pumping:
             return False
+        have = self.have
         if have is not None:
             if self.draining:
                 if not self.granted:
@@ -58,13 +62,13 @@ class Domain(Queue):
             self.give_back()
         if lock.try_acquire(mode):
             self.have = lock.mode
-            self.taken = time.monotonic()
+            self.taken = _monotonic()
             return True
         return False
 
     def _may_stay(self, lock: Lock) -> bool:
         """Whether one more of this process may use what it has, or another process's turn has come."""
-        now = time.monotonic()
+        now = _monotonic()
         if now - self.taken < COHORT:
             return True
         if not lock.contended():
@@ -80,8 +84,9 @@ class Domain(Queue):
         """Give the lock between processes back whole; nothing is granted here any more."""
         self.draining = False
         self.have = None
-        if self.lock is not None:
-            self.lock.release(None)
+        lock = self.lock
+        if lock is not None:
+            lock.release(None)
 
     def fit(self) -> None:
         """Give back what is no longer needed."""

@@ -3,21 +3,7 @@
 A key's lock is the `flock` of its file: shared or exclusive. Waiters stand in a second file, the turnstile: whoever
 wants to wait locks it, marks the first file as queued, waits for that one, clears the mark and lets the next one into
 the turnstile. A newcomer that finds the mark goes to the turnstile as well, so nobody passes a waiter. The mark is only
-about order; it never decides who holds.
-
-Directories are held by intention far more often than as such, so intentions are cheap until the first time somebody
-locks the directory itself. Until then an intention is a shared lock on the directory's file, *then* a look at the file
-for the mark `MARKED`. Who locks a directory itself writes that mark, *then* waits for an exclusive lock. Either the
-look comes after the write: the intention is given up and taken the other way; or before it: the exclusive lock waits
-for it. Once such an exclusive lock was held, `DRAINED` is written: no unmarked intention is or will be left, and
-
-    INTENT_SHARED     main shared
-    INTENT_EXCLUSIVE  main shared, `.intent` shared, taken while `.shared` is locked exclusively: nobody holds SHARED
-    SHARED            main shared, `.shared` shared, taken while `.intent` is locked exclusively: no writer beneath
-    EXCLUSIVE         main exclusive
-
-excludes exactly what it must: one of two that take INTENT_EXCLUSIVE and SHARED at the same time finds the other's
-exclusive lock. Waiting for these steps is done inside the turnstile, so two processes never wait for each other here.
+about order; it never decides who holds. Directories have more modes: see `directory.py`.
 
 Lock files are never removed. One that somebody else removes or replaces is noticed before a grant counts: the path
 must still name the file that was locked.
@@ -35,6 +21,8 @@ from pathlib import Path
 from ..exceptions import ConfigError
 from . import record
 from .contract import Holder, Mode, is_directory
+from .directory import DirectoryFile
+from .filesystem import MAPPABLE, kind_of
 from .forks import OPENING
 from .keyfile import FLAGS, KeyFile
 from .native import AT_ONCE, BUSY, EXCLUSIVE, SHARED, UNLOCK, UNSUPPORTED, Native, native, pread
@@ -88,7 +76,9 @@ class FileBackend:
     def __init__(self, folder: Path, use: Native | None = None) -> None:
         self.folder = folder
         self.native = native() if use is None else use
+        self.maps = 0  # lock files that are mapped into memory now
         self.check()
+        self.mappable = kind_of(folder) in MAPPABLE
 
     def check(self) -> None:
         """Make the folder; raise ConfigError when its locks could not be trusted."""
@@ -128,7 +118,7 @@ class FileBackend:
 
     def open(self, key: str) -> KeyFile:
         """The lock of a key; its file is opened at first use."""
-        return KeyFile(self, key)
+        return DirectoryFile(self, key) if is_directory(key) else KeyFile(self, key)
 
     def path(self, key: str) -> str:
         """Where the lock file of a key lies."""
@@ -146,11 +136,27 @@ class FileBackend:
     def scan(self, skip: Iterable[str]) -> tuple[Holder, ...]:
         """Everything that some process holds SHARED or EXCLUSIVE."""
         names = {record.file_name(key) for key in skip}
+        paths = sorted(path for path in self.files() if path.name not in names)
+        return tuple(found for path in paths if (found := self._probe(path)) is not None)
+
+    def files(self) -> list[Path]:
+        """The lock files that there are: one for each key that was ever locked."""
         try:
-            paths = [path for path in self.folder.iterdir() if not path.suffix and path.name not in names]
+            return [path for path in self.folder.iterdir() if not path.suffix]
         except FileNotFoundError:
-            return ()
-        return tuple(found for path in sorted(paths) if (found := self._probe(path)) is not None)
+            return []
+
+    def key_of(self, path: Path) -> str | None:
+        """Whose lock file this is; None when it does not say so (yet)."""
+        with OPENING:
+            try:
+                fd = os.open(path, FLAGS)
+            except OSError:
+                return None
+            try:
+                return record.read_key(pread(fd, 1 << 16, 0))
+            finally:
+                os.close(fd)
 
     def _probe(self, path: Path) -> Holder | None:
         """Ask the kernel, on a descriptor of our own, whether a file is locked: the dead hold nothing."""

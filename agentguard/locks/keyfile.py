@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from ..exceptions import ConfigError
 from . import record
-from .contract import Mode, Owner, is_directory
+from .contract import Mode, Owner
 from .forks import OPENING
+from .mapped import Mapped
 from .native import AT_ONCE, BUSY, EXCLUSIVE, SHARED, UNLOCK, pread, pwrite
 
 if TYPE_CHECKING:
@@ -21,16 +22,21 @@ if TYPE_CHECKING:
 __all__ = ["FLAGS", "KeyFile"]
 
 FLAGS = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-IS, IX, S, X = Mode.INTENT_SHARED, Mode.INTENT_EXCLUSIVE, Mode.SHARED, Mode.EXCLUSIVE
+X = Mode.EXCLUSIVE
 _SHARED_NOW, _EXCLUSIVE_NOW = SHARED | AT_ONCE, EXCLUSIVE | AT_ONCE
-_HEAD_SIZE = record.HEAD.size
+_HEAD_AT, _HEAD_SIZE, _MAGIC, _WHOLE = record.HEAD_AT, record.HEAD.size, record.MAGIC, record.KEY
+_HOLDER_AT, _READER = record.HOLDER_AT, record.READER
+_QUIET, _CALM, _TOKEN, _BOOTED = record.QUIET, record.CALM, record.TOKEN, record.BOOTED
 _unpack_head = record.HEAD.unpack
 _lstat = os.lstat
-_YES, _NO = b"\1", b"\0"
+MAPS = 128  # of one backend
 
 
 class KeyFile:
-    """The lock of one key between processes, held by this process for all its callers (`contract.Lock`)."""
+    """The lock of one key between processes, held by this process for all its callers (`contract.Lock`).
+
+    This class is for keys that are no directories: SHARED and EXCLUSIVE are the file's shared and exclusive lock.
+    """
 
     __slots__ = (
         "_backend",
@@ -40,38 +46,65 @@ class KeyFile:
         "_fd",
         "_flock",
         "_ino",
+        "_mapped",
         "_path",
-        "_soft",
-        "directory",
+        "_seen",
+        "_words",
         "key",
         "mode",
         "token",
+        "trusted",
     )
 
     def __init__(self, backend: FileBackend, key: str) -> None:
         self._backend = backend
         self._flock = backend.native.flock
         self.key = key
-        self.directory = is_directory(key)
         self.mode: Mode | None = None
         self.token = 0
+        self.trusted = False
         self._boot = 0
         self._path = backend.path(key)
         self._fd = -1
         self._ino = self._dev = 0
         self._extra: dict[str, int] = {}  # suffix -> descriptor: the turnstile, and what keeps S and IX apart
-        self._soft = False  # an intention that is no more than a shared lock, and covers both intentions
+        self._mapped: Mapped | None = None  # made at the second grant, where the file system allows it
+        self._words: memoryview | None = None  # its words
+        self._seen = False  # the file was just seen to be whole: its page may be touched
 
     # -- at once ---------------------------------------------------------------------------------------------------
 
     def try_acquire(self, mode: Mode) -> bool:
+        words = self._words
+        if words is None:
+            if self._fd >= 0:
+                self._map()
+            return self._try_general(mode)
+        try:  # the usual case of `_try`, in as few steps as can be
+            self._flock(self._fd, _EXCLUSIVE_NOW if mode is X else _SHARED_NOW)
+            found = _lstat(self._path)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return self._try_general(mode)
+        if (
+            found.st_ino == self._ino
+            and found.st_size >= _WHOLE
+            and words[_QUIET] == _CALM
+            and found.st_dev == self._dev
+        ):
+            self.token = words[_TOKEN]
+            self._boot = words[_BOOTED]
+            self._seen = True
+            self.mode = mode
+            return True
+        return self._try_general(mode)
+
+    def _try_general(self, mode: Mode) -> bool:
         try:
-            if self.mode is None:
-                return self._try(mode, True)
-            return self._add(mode)
+            return self._try(mode, True)
         except OSError as error:
-            if self.mode is None:
-                self._drop()
+            self._drop()
             raise self._backend.explain(error) from error
 
     def _try(self, mode: Mode, polite: bool) -> bool:
@@ -80,39 +113,17 @@ class KeyFile:
             fd = self._fd
             if fd < 0:
                 fd = self._open()
-            try:
-                self._flock(fd, _EXCLUSIVE_NOW if mode is X else _SHARED_NOW)
-            except BlockingIOError:
+            if not self._attempt(fd, self._operation(mode)):
                 return False
             if self._current():
                 break
             self.close()
-        marked, drained, queued = self._head()
-        if not marked and mode.intent:
-            self._soft = True
-            self.mode = IX
-            return True
-        if queued and polite:
+        if self._head() and polite:
             return self._try_turnstile(mode)
-        if not self.directory:
-            self.mode = mode
-            return True
-        if self._claim_directory(fd, mode, marked, drained):
+        if self._enter(mode, None):
             return True
         self._drop()
         return False
-
-    def _claim_directory(self, fd: int, mode: Mode, marked: int, drained: int) -> bool:
-        if not marked:
-            pwrite(fd, _YES, record.MARKED)
-        if not drained and not mode.intent:
-            if mode is S and not self._attempt(fd, EXCLUSIVE):
-                return False
-            pwrite(fd, _YES, record.DRAINED)
-            if mode is S and not self._attempt(fd, SHARED):
-                return False
-        self.mode = X if mode is X else IS
-        return mode is X or mode is IS or self._join_group(mode)
 
     def _try_turnstile(self, mode: Mode) -> bool:
         """Somebody is queued; or died while queued, then the turnstile is free."""
@@ -121,26 +132,10 @@ class KeyFile:
         if not self._attempt(turnstile, EXCLUSIVE):
             return False
         try:
-            pwrite(self._fd, _NO, record.QUEUED)
+            self._set_queued(False)
             return self._try(mode, False)
         finally:
             self._unlock(".next")
-
-    def _join_group(self, mode: Mode) -> bool:
-        """From INTENT_SHARED to INTENT_EXCLUSIVE or SHARED, if nobody holds the other one."""
-        own, other = _group(mode)
-        if not self._attempt(self._file(other), EXCLUSIVE):
-            return False
-        joined = self._attempt(self._file(own), SHARED)
-        self._unlock(other)
-        if joined:
-            self.mode = mode
-        return joined
-
-    def _add(self, mode: Mode) -> bool:
-        """Take a directory's mode in addition to INTENT_SHARED."""
-        _, drained, queued = self._head()
-        return self.mode is IS and not queued and (mode is IX or bool(drained)) and self._join_group(mode)
 
     def _attempt(self, fd: int, operation: int) -> bool:
         try:
@@ -148,6 +143,20 @@ class KeyFile:
         except BlockingIOError:
             return False
         return True
+
+    # -- what differs for directories ------------------------------------------------------------------------------
+
+    def _operation(self, mode: Mode) -> int:
+        """How the main file is locked for a mode."""
+        return EXCLUSIVE if mode is X else SHARED
+
+    def _enter(self, mode: Mode, wanted: Callable[[], bool] | None) -> bool | None:
+        """The main file is locked: what else the mode needs; at once, or `wanted`: waiting. None: begin again."""
+        self.mode = mode
+        return True
+
+    def look(self) -> bool:
+        return self.trusted
 
     # -- waiting, on a thread kept for it --------------------------------------------------------------------------
 
@@ -177,90 +186,73 @@ class KeyFile:
             if not (self._current() and _same(turnstile, self._path + ".next")):
                 self.close()
                 return None
-            pwrite(self._fd, _YES, record.QUEUED)
+            self._set_queued(True)
             try:
                 return self._wait(mode, wanted)
             finally:
                 if self._fd >= 0:
-                    pwrite(self._fd, _NO, record.QUEUED)
+                    self._set_queued(False)
         finally:
             self._unlock(".next")
 
     def _wait(self, mode: Mode, wanted: Callable[[], bool]) -> bool | None:
         """Inside the turnstile."""
-        done = self._wait_main(mode, wanted)
-        if done and self.directory and (mode is IX or mode is S):
-            own, other = _group(mode)
-            joined = False
-            if self._backend.native.wait(self._file(other), EXCLUSIVE, wanted):
-                try:
-                    joined = self._backend.native.wait(self._file(own), SHARED, wanted)
-                finally:
-                    self._unlock(other)
-            if not joined:
-                self._drop()
-                return False
-            self.mode = mode
-        return done
-
-    def _wait_main(self, mode: Mode, wanted: Callable[[], bool]) -> bool | None:
-        fd, wait = self._fd, self._backend.native.wait
-        marked, drained, _ = self._head()
-        whole = self.directory and not mode.intent
-        if whole and not marked:
-            pwrite(fd, _YES, record.MARKED)  # before waiting: from here on no unmarked intention is added
-        drain = whole and not drained
-        if not wait(fd, EXCLUSIVE if mode is X or drain else SHARED, wanted):
+        if not self._backend.native.wait(self._fd, self._operation(mode), wanted):
             return False
         if not self._current():
             self.close()
             return None
         self._head()
-        if drain:
-            pwrite(fd, _YES, record.DRAINED)
-            if mode is S and not wait(fd, SHARED, wanted):
-                self._drop()
-                return False
-        self.mode = X if mode is X else IS if self.directory else S
-        return True
+        done = self._enter(mode, wanted)
+        if not done:
+            self._drop()
+        return done
 
     # -- while held ------------------------------------------------------------------------------------------------
 
     def stamp(self, owner: Owner) -> int:
-        token = record.next_token(self.token, self._boot)
-        pwrite(self._fd, record.pack_grant(token, owner), record.GRANT)
-        self._boot = record.BOOT
+        token = self.token + 1
+        if token == 1 or self._boot != record.BOOT:
+            token = record.next_token(self.token, self._boot)
+            self._boot = record.BOOT
+        if self._seen and (mapped := self._mapped) is not None:
+            self._seen = False
+            text = record.pack_holder(owner)
+            mapped.bytes[_HOLDER_AT : _HOLDER_AT + len(text)] = text
+            # In this order: a token with the mark of an older boot is only taken for one that may be too low.
+            mapped.words[_TOKEN] = token
+            mapped.words[_BOOTED] = self._boot
+        else:
+            pwrite(self._fd, record.pack_grant(token, owner), record.GRANT)
         self.token = token
         return token
 
     def describe(self, owner: Owner) -> None:
-        pwrite(self._fd, record.pack_reader(owner), record.READER)
+        text = record.pack_holder(owner)
+        if self._seen and (mapped := self._mapped) is not None:
+            self._seen = False
+            mapped.bytes[_READER : _READER + len(text)] = text
+        else:
+            pwrite(self._fd, text, _READER)
 
     def contended(self) -> bool:
-        marked, _, queued = self._head()
-        return bool(queued or (self._soft and marked))
+        return self._head()
 
     def lost(self) -> bool:
         return self._fd < 0 or not self._current()
 
     def release(self, keep: Mode | None) -> None:
-        if keep is None:
-            self._drop()
-        elif keep is IS and self.directory and not self._soft and (self.mode is IX or self.mode is S):
-            self._unlock(_group(self.mode)[0])
-            self.mode = IS
+        if keep is None and self._fd >= 0:
+            self.mode = None
+            self._seen = False
+            try:
+                self._flock(self._fd, UNLOCK)
+            except OSError:
+                self.close()  # gives back as well
 
     def _drop(self) -> None:
         self.mode = None
-        self._soft = False
-        try:
-            if self._fd >= 0:
-                self._flock(self._fd, UNLOCK)
-            if self._extra and self.directory:
-                self._unlock(".shared")
-                self._unlock(".intent")
-        except OSError:
-            self.close()  # gives back as well
+        self.release(None)
 
     # -- the files -------------------------------------------------------------------------------------------------
 
@@ -274,9 +266,12 @@ class KeyFile:
     def _close(self, unlock: bool) -> None:
         fds = [fd for fd in (self._fd, *self._extra.values()) if fd >= 0]
         self._fd = -1
+        mapped, self._mapped, self._words = self._mapped, None, None
+        if mapped is not None:
+            mapped.close()
+            self._backend.maps -= 1
         self._extra.clear()
         self.mode = None
-        self._soft = False
         for fd in fds:
             if unlock:  # a child between fork and exec may have the descriptor as well: closing would not be enough
                 with suppress(OSError):
@@ -284,6 +279,17 @@ class KeyFile:
             self._backend.native.forget(fd)
             with suppress(OSError):
                 os.close(fd)
+
+    def _map(self) -> None:
+        """Have the head in memory from now on. Only so many: each may cost a descriptor."""
+        backend = self._backend
+        if backend.mappable and backend.maps < MAPS:
+            try:
+                self._mapped = Mapped(self._fd)
+            except (OSError, ValueError):
+                return  # it goes without
+            self._words = self._mapped.words
+            backend.maps += 1
 
     def _current(self) -> bool:
         """Whether the path still names the file that is open."""
@@ -293,14 +299,17 @@ class KeyFile:
             return False
         return found.st_ino == self._ino and found.st_dev == self._dev
 
-    def _head(self) -> tuple[int, int, int]:
-        """Marked, drained, queued; notes the token. A file that somebody emptied is begun anew."""
-        data = pread(self._fd, _HEAD_SIZE, record.HEAD_AT)
-        if len(data) < _HEAD_SIZE or not data.startswith(record.MAGIC):
+    def _head(self) -> bool:
+        """Whether somebody is queued; notes the token. A file that somebody emptied is begun anew."""
+        data = pread(self._fd, _HEAD_SIZE, _HEAD_AT)
+        if len(data) < _HEAD_SIZE or not data.startswith(_MAGIC):
             self._begin()
-            data = pread(self._fd, _HEAD_SIZE, record.HEAD_AT).ljust(_HEAD_SIZE, b"\0")
-        _, marked, drained, queued, _, self.token, self._boot = _unpack_head(data)
-        return marked, drained, queued
+            data = pread(self._fd, _HEAD_SIZE, _HEAD_AT).ljust(_HEAD_SIZE, b"\0")
+        _, queued, self.token, self._boot = _unpack_head(data)
+        return bool(queued)
+
+    def _set_queued(self, queued: bool) -> None:
+        pwrite(self._fd, b"\1" if queued else b"\0", record.QUEUED)
 
     def _open(self) -> int:
         with OPENING:  # so that a fork finds every descriptor that it has to close
@@ -314,7 +323,7 @@ class KeyFile:
     def _begin(self) -> None:
         """Write what every lock file says. Two processes that begin one file at once write the same bytes."""
         pwrite(self._fd, record.key_block(self.key), record.KEY)
-        pwrite(self._fd, record.MAGIC, record.HEAD_AT)
+        pwrite(self._fd, _MAGIC, _HEAD_AT)
 
     def _file(self, suffix: str) -> int:
         fd = self._extra.get(suffix)
@@ -339,11 +348,6 @@ class KeyFile:
             os.close(fd)
             raise ConfigError(f"{path} is not a regular file, so it cannot be a lock file: remove it", file=path)
         return fd, found
-
-
-def _group(mode: Mode) -> tuple[str, str]:
-    """The file to lock shared, and the one to find free meanwhile."""
-    return (".shared", ".intent") if mode is S else (".intent", ".shared")
 
 
 def _same(fd: int, path: str) -> bool:

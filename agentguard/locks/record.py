@@ -1,9 +1,11 @@
 """What stands in a lock file. Byte 0 is left alone: on Windows the lock itself lies on it.
 
-16  magic, then one byte each: the directory is locked as such; all its intentions are kept in the open; queued
-24  token of the last exclusive grant, boot it was issued in, process, since, length, "host agent run tool"
-512 the same of the last reader, without token and boot
+16   magic; a byte: somebody is queued; three zeros
+24   token of the last exclusive grant, boot it was issued in, process, since, length, "host agent run tool"
+512  the same of the last reader, without token and boot
 1024 length of the key, key
+
+Numbers are eight bytes, aligned and little-endian, so that a mapped file is read and written by whole words.
 """
 
 from __future__ import annotations
@@ -16,31 +18,39 @@ from pathlib import Path
 from .contract import Holder, Mode, Owner, this_host, this_process
 
 __all__ = [
-    "DRAINED",
+    "BOOTED",
+    "CALM",
     "GRANT",
     "HEAD",
     "HEAD_AT",
+    "HOLDER_AT",
     "KEY",
     "MAGIC",
-    "MARKED",
     "QUEUED",
+    "QUIET",
     "READER",
+    "TOKEN",
     "file_name",
     "key_block",
     "next_token",
     "pack_grant",
-    "pack_reader",
+    "pack_holder",
     "read_key",
     "unpack",
 ]
 
 MAGIC = b"AGL1"
 HEAD_AT = 16
-HEAD = struct.Struct("<4s4BQQ")
-MARKED, DRAINED, QUEUED = 20, 21, 22
+HEAD = struct.Struct("<4sB3xQQ")
+QUEUED = 20
 GRANT, READER, KEY = 24, 512, 1024
-_GRANT = struct.Struct("<QQQdH")
-_READER = struct.Struct("<QdH")
+HOLDER_AT = 40
+TOKEN, BOOTED, QUIET = 3, 4, 2  # words: where they are in a mapped file; QUIET holds `CALM` while nobody is queued
+CALM = int.from_bytes(MAGIC, "little")
+_TOKEN = struct.Struct("<QQ")
+_HOLDER = struct.Struct("<QdQ")
+_pack_token, _pack_holder = _TOKEN.pack, _HOLDER.pack
+_now = time.time
 _TEXT = 440
 
 
@@ -67,28 +77,30 @@ def next_token(last: int, boot: int) -> int:
     A new file, or one whose latest tokens a power cut may have taken, goes on at the clock (microseconds): above
     anything counted up to now, so that a deleted lock file does not bring old tokens back.
     """
-    if last and boot == BOOT:
-        return last + 1
-    return max(last + 1, time.time_ns() // 1000)
+    return last + 1 if last and boot == BOOT else max(last + 1, time.time_ns() // 1000)
 
 
-def _text(owner: Owner) -> bytes:
-    text = f"{this_host()}\0{owner.agent}\0{owner.run}\0{owner.tool}".encode("utf-8", "replace")
-    if len(text) <= _TEXT:
-        return text
-    short = "\0".join(part[:25] for part in (this_host(), owner.agent, owner.run, owner.tool))
-    return short.encode("utf-8", "replace")
+def text_of(owner: Owner) -> bytes:
+    """An owner as lock files tell it; made once for each `Owner`."""
+    text = owner.packed
+    if not text:
+        parts = (this_host(), owner.agent, owner.run, owner.tool)
+        text = "\0".join(parts).encode("utf-8", "replace")
+        if len(text) > _TEXT:
+            text = "\0".join(part[:25] for part in parts).encode("utf-8", "replace")
+        object.__setattr__(owner, "packed", text)
+    return text
+
+
+def pack_holder(owner: Owner) -> bytes:
+    """Process, since, length and text: what both kinds of holders leave."""
+    text = owner.packed or text_of(owner)
+    return _pack_holder(this_process(), _now(), len(text)) + text
 
 
 def pack_grant(token: int, owner: Owner) -> bytes:
-    """Token and description of an exclusive holder: one write, so that one is never there without the other."""
-    text = _text(owner)
-    return _GRANT.pack(token, BOOT, this_process(), time.time(), len(text)) + text
-
-
-def pack_reader(owner: Owner) -> bytes:
-    text = _text(owner)
-    return _READER.pack(this_process(), time.time(), len(text)) + text
+    """Token and description of an exclusive holder, for one write: so that one is never there without the other."""
+    return _pack_token(token, BOOT) + pack_holder(owner)
 
 
 def key_block(key: str) -> bytes:
@@ -107,14 +119,13 @@ def read_key(data: bytes) -> str | None:
 
 def unpack(data: bytes, key: str, mode: Mode) -> Holder:
     """The holder that a lock file's content describes. Other people's bytes: whatever stands there, no error."""
+    at = HOLDER_AT if mode is Mode.EXCLUSIVE else READER
     try:
-        token, _, pid, since, length = _GRANT.unpack_from(data, GRANT)
-        start = GRANT + _GRANT.size
-        if mode is not Mode.EXCLUSIVE:
-            pid, since, length = _READER.unpack_from(data, READER)
-            start = READER + _READER.size
+        token, _ = _TOKEN.unpack_from(data, GRANT)
+        pid, since, length = _HOLDER.unpack_from(data, at)
     except struct.error:
-        token = pid = since = length = start = 0
+        token = pid = since = length = 0
+    start = at + _HOLDER.size
     fields = data[start : start + min(length, _TEXT)].decode("utf-8", "replace").split("\0")
     host, agent, run, tool = (*fields, "?", "?", "?", "?")[:4] if len(fields) == 4 else ("?", "?", "?", "?")
     if not 0 <= since < 1e11:

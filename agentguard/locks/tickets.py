@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
-from .contract import Holder, Mode, Owner, this_host, this_process
+from .contract import Holder, Lock, Mode, Owner, this_host, this_process
+
+if TYPE_CHECKING:
+    from .table import LockTable
 
 __all__ = ["Claim", "Queue", "Ticket"]
 
@@ -18,12 +22,14 @@ class Claim:
     everything no longer counts: contexts are copied into background tasks that outlive the call.
     """
 
-    __slots__ = ("held", "owner", "parent", "waits")
+    __slots__ = ("held", "owner", "parent", "trust", "waits")
 
     def __init__(self, owner: Owner, parent: Claim | None = None) -> None:
         self.owner = owner
         self.parent = parent
         self.held: dict[str, Ticket] = {}
+        # Locks of the directories that it holds with an intention on trust (`Lock.trusted`).
+        self.trust: list[Lock] | None = None
         # Waiting tickets of this claim and of every claim inside it: a call waits for the calls inside it.
         self.waits: dict[Ticket, None] | None = None
 
@@ -34,18 +40,31 @@ class Claim:
             yield claim
             claim = claim.parent
 
+    def tickets(self) -> list[Ticket]:
+        """Every ticket that it has left, waiting ones first, then the newest."""
+        found = [*self.held.values()]
+        for ticket in found:  # grows while it is walked
+            if ticket.earlier is not None:
+                found.append(ticket.earlier)
+        if self.waits:
+            found += [ticket for ticket in [*self.waits] if ticket.claim is self]
+        found.reverse()
+        return found
+
 
 class Ticket:
     """One claim's place at one key: first waiting, then granted, in the end neither.
 
     `granted` and `token` (valid once granted) are set before `future` is done. `future` is None when the ticket was
-    granted at once; its result is None, or the error that kept the ticket from being granted.
+    granted at once; its result is None, or the error that kept the ticket from being granted. `foreign`: another
+    process may have held the key exclusively since `LockTable.known` was last told that this one knows what it left.
     """
 
     __slots__ = (
         "children",
         "claim",
         "earlier",
+        "foreign",
         "future",
         "granted",
         "key",
@@ -53,14 +72,17 @@ class Ticket:
         "mode",
         "queue",
         "since",
+        "table",
         "token",
     )
 
-    def __init__(self, claim: Claim, key: str, mode: Mode) -> None:
+    def __init__(self, claim: Claim, key: str, mode: Mode, table: LockTable) -> None:
         self.claim = claim
         self.key = key
         self.mode = mode
+        self.table = table
         self.token = 0
+        self.foreign = False
         self.granted = False
         self.future: Future[None] | None = None
         self.queue: Queue | None = None  # None: released, or lost in a fork

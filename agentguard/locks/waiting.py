@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 
 from .cycles import BLOCKED_LOOPS, forbid_own_loop
-from .table import section
+from .section import section
 from .tickets import Ticket
 
 __all__ = ["await_", "wait"]
