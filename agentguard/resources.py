@@ -168,13 +168,14 @@ class Resources:
 def still(steps: tuple[str, ...], meant: Resource) -> bool:
     """Whether a name still means what it meant: no step has become a link, and a directory is one as before."""
     mode = None
+    step = ""
     try:
         for step in steps:
             mode = os.lstat(step).st_mode
             if stat.S_ISLNK(mode):
                 return False
     except FileNotFoundError:
-        return step is steps[-1] and not meant.directory
+        return step == steps[-1] and not meant.directory
     except OSError:
         return False
     return mode is None or stat.S_ISDIR(mode) == meant.directory

@@ -124,7 +124,14 @@ def test_the_first_directory_lock_races_a_lock_beneath(
     """One of the two sees the other, wherever they meet."""
     two = FileBackend(folder).open("file:d/")
     got = threading.Event()
-    thread = threading.Thread(target=lambda: two.acquire(X, lambda: True) and got.set())
+
+    def whole() -> None:
+        assert two.acquire(X, lambda: True)
+        two.complete()
+        two.step_out()
+        got.set()
+
+    thread = threading.Thread(target=whole)
 
     def meet() -> None:
         thread.start()

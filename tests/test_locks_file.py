@@ -17,7 +17,6 @@ from locks_support import file_of, staged, use
 from agentguard.exceptions import ConfigError, LockLost
 from agentguard.locks import FileBackend, LockTable, Mode, await_, record, table_for, wait
 from agentguard.locks import granting as granting_module
-from agentguard.locks import pump as pump_module
 from agentguard.locks.domain import Domain
 from agentguard.locks.keyfile import KeyFile
 from agentguard.locks.native import EXCLUSIVE, SHARED, UNLOCK, Flock, Polled
@@ -491,51 +490,6 @@ def test_out_of_descriptors_it_gets_slower_not_wrong(folder: Path) -> None:
     """
     done = python(code, folder)
     assert done.stdout == "fine\n", done.stderr
-
-
-def test_out_of_threads_it_gets_slower_not_wrong(
-    open_table: Callable[[], LockTable], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, two = open_table(), open_table()
-    pumps = pump_module.Pumps(limit=1)
-    monkeypatch.setattr(granting_module, "PUMPS", pumps)
-    held = [one.request(caller(), f"db:{number}", X) for number in range(5)]
-    waiting = [two.request(caller(), f"db:{number}", X) for number in range(5)]
-    assert not any(wait(ticket, 0.01) for ticket in waiting)
-    assert pumps.threads == 1
-    for ticket in held:
-        one.release(ticket)
-    for ticket in waiting:
-        assert wait(ticket, 20)
-        two.release(ticket)
-
-
-def test_without_any_thread_the_caller_is_told(
-    open_table: Callable[[], LockTable], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one, two = open_table(), open_table()
-    pumps = pump_module.Pumps()
-    monkeypatch.setattr(pumps, "_start", lambda *_: False)
-    monkeypatch.setattr(granting_module, "PUMPS", pumps)
-    held = one.request(caller(), "db:a", X)
-    with pytest.raises(OSError, match="no thread"):
-        two.request(caller(), "db:a", X)
-    assert two.statistics().keys == ()
-    one.release(held)
-    use(two)
-
-
-def test_an_idle_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pump_module, "IDLE_SECONDS", 0.001)
-    pumps = pump_module.Pumps()
-    done = threading.Event()
-    pumps.submit(done.set, done.set)
-    assert done.wait(20)
-    for _ in range(100_000):
-        if pumps.threads == 0:
-            break
-        os.sched_yield()
-    assert (pumps.threads, pumps._idle) == (0, 0)
 
 
 def test_a_disk_error_reaches_the_caller(open_table: Callable[[], LockTable], monkeypatch: pytest.MonkeyPatch) -> None:

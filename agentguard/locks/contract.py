@@ -171,10 +171,29 @@ class Lock(Protocol):
         ...
 
     def acquire(self, mode: Mode, wanted: Callable[[], bool]) -> bool:
-        """Wait in line for `mode`, nothing being held.
+        """Wait in line for `mode`, nothing being held; `complete` is called next.
 
         False when `wanted()`, asked now and then or never, turned False meanwhile.
         """
+        ...
+
+    def poll(self, mode: Mode, wanted: Callable[[], bool]) -> bool:
+        """One look of `acquire`, which waits for nothing; more of them, or an `acquire`, may follow.
+
+        A place in line that was won is kept from one to the next. False: not held (yet); `complete` is called next when
+        it is held, or no longer `wanted()`. Raises as `acquire` does.
+        """
+        ...
+
+    def complete(self) -> None:
+        """Do what `acquire` left to do, if anything: `mode` then says what is held, None when it was for nothing.
+
+        Threads that wait are many, and this is called by one for all whose wait has ended at the same time.
+        """
+        ...
+
+    def step_out(self) -> None:
+        """After `complete`: let the next one into the line, if that was not done. Any number of times."""
         ...
 
     def look(self) -> bool:

@@ -74,6 +74,14 @@ class DirectoryFile(KeyFile):
             return False
         return super()._acquire(mode, wanted)
 
+    def _wait(self, mode: Mode, wanted: Callable[[], bool]) -> bool | None:
+        done = super()._wait(mode, wanted)
+        if done:
+            done = self._enter(mode, wanted)
+            if not done:
+                self._drop()
+        return done
+
     def _enter(self, mode: Mode, wanted: Callable[[], bool] | None) -> bool | None:
         if not mode.intent and not self._says_drained():
             return None if wanted is not None else False  # somebody removed the mark meanwhile
@@ -113,6 +121,7 @@ class DirectoryFile(KeyFile):
         return super().lost() or (self.mode in (S, X) and not self._says_drained())
 
     def release(self, keep: Mode | None) -> None:
+        mode = self.mode
         if keep is None:
             super().release(None)
             try:
@@ -120,8 +129,8 @@ class DirectoryFile(KeyFile):
                     self._unlock(suffix)
             except OSError:
                 self.close()  # gives back as well
-        elif keep is IS and (self.mode is IX or self.mode is S):
-            self._unlock(_group(self.mode)[0])
+        elif keep is IS and (mode is IX or mode is S):
+            self._unlock(_group(mode)[0])
             self.mode = IS
 
     # -- the mark --------------------------------------------------------------------------------------------------

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from .contract import Lock, Mode
 from .tickets import Queue
+
+if TYPE_CHECKING:
+    from .granting import Granting
 
 __all__ = ["COHORT", "Domain"]
 
@@ -18,11 +22,12 @@ _monotonic = time.monotonic
 class Domain(Queue):
     """A key's queue, and what this process holds of the key's lock between processes (`lock` None: there is none)."""
 
-    __slots__ = ("checked", "grants", "have", "key", "lock", "longest", "pumping", "taken", "used")
+    __slots__ = ("checked", "grants", "have", "key", "lock", "longest", "pumping", "table", "taken", "used")
 
-    def __init__(self, key: str, lock: Lock | None) -> None:
+    def __init__(self, key: str, lock: Lock | None, table: Granting) -> None:
         super().__init__()
         self.key = key
+        self.table = table
         self.lock = lock
         self.have: Mode | None = None  # None while intentions are granted: they are held on trust
         self.checked = -1  # the token up to which this process knows what the key's holders left: see `Ticket.foreign`

@@ -78,7 +78,7 @@ class FileBackend:
         self.native = native() if use is None else use
         self.maps = 0  # lock files that are mapped into memory now
         self.check()
-        self.mappable = kind_of(folder) in MAPPABLE
+        self.most_maps = _descriptors() // 8 if kind_of(folder) in MAPPABLE else 0
 
     def check(self) -> None:
         """Make the folder; raise ConfigError when its locks could not be trusted."""
@@ -199,6 +199,15 @@ class FileBackend:
             return False
         self.native.flock(fd, UNLOCK)
         return True
+
+
+def _descriptors() -> int:
+    """How many this process may have; a guess where there is no telling."""
+    try:
+        import resource
+    except ImportError:
+        return 1024
+    return max(0, min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 16))
 
 
 def _make(folder: Path) -> None:

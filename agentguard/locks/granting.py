@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future
-from functools import partial
 
 from ..exceptions import AgentGuardError
 from .contract import Backend, BeginAgain, Lock, Mode
@@ -12,12 +11,12 @@ from .cycles import forbid_cycle, forbid_upgrade
 from .domain import Domain
 from .native import BUSY
 from .pump import Pumps
-from .section import section, wake
+from .section import LATER, TODO, leave, wake
 from .tickets import Claim, Queue, Ticket
 
 __all__ = ["IDLE", "PUMPS", "Granting"]
 
-PUMPS = Pumps()
+PUMPS = Pumps(leave)
 # So many idle keys keep their state and their descriptors (one each, more after contention).
 IDLE = 128
 _BUCKETS = 4096
@@ -114,7 +113,7 @@ class Granting:
             self._sweep(IDLE // 2)
             # Sweeping looks at every key: where many are held, do it again only after half as many more.
             self._limit = max(IDLE, len(self._domains) * 3 // 2)
-        domain = Domain(key, None if self._backend is None else self._backend.open(key))
+        domain = Domain(key, None if self._backend is None else self._backend.open(key), self)
         self._domains[key] = domain
         return domain
 
@@ -150,9 +149,11 @@ class Granting:
     def _leave_line(self, ticket: Ticket, queue: Queue) -> None:
         if queue.waiting is not None:
             queue.waiting.pop(ticket, None)
-        for claim in ticket.claim.family():
+        claim: Claim | None = ticket.claim
+        while claim is not None:
             if claim.waits is not None:
                 claim.waits.pop(ticket, None)
+            claim = claim.parent
 
     # -- granting --------------------------------------------------------------------------------------------------
 
@@ -300,13 +301,13 @@ class Granting:
                 queue.expel(ticket)
         domain = self._domains.get(ticket.key)
         if domain is not None:
-            self._mend(domain)
+            self.mend_queue(domain)
 
-    def _mend(self, queue: Queue) -> None:
+    def mend_queue(self, queue: Queue) -> None:
         """Bring a queue, and those inside, into order again: grants that were broken off begin anew or are finished."""
         for ticket in [*queue.granted]:
             if ticket.children is not None:
-                self._mend(ticket.children)
+                self.mend_queue(ticket.children)
         queue.expel(None)
         for ticket in [*queue.granted]:
             if ticket.future is not None and not ticket.future.done():
@@ -342,34 +343,36 @@ class Granting:
         lock = domain.lock
         if lock is None or domain.pumping or (domain.draining and domain.granted):
             return
+        head = domain.head()
+        lock.step_out()
         domain.pumping = True
         try:
-            PUMPS.submit(partial(self._wait_for, domain, lock), partial(self._poll, domain))
+            PUMPS.submit(_Wait(domain, lock, head.mode if head is not None else _X))
         except BaseException:
             domain.pumping = False
             raise
 
-    def _wait_for(self, domain: Domain, lock: Lock) -> None:
-        error: BaseException | None = None
-        with section():
-            head = domain.head()
-        if head is not None:
+    def arrived(self, domain: Domain, error: BaseException | None) -> None:
+        """The thread has come back: with the lock, or with an error, or because nobody waits any more."""
+        lock = domain.lock
+        assert lock is not None
+        if error is None:
             try:
-                lock.acquire(head.mode, lambda: bool(domain.waiting))
-            except (OSError, AgentGuardError) as reason:
-                error = reason
-        with section():
-            domain.pumping = False
-            domain.have = lock.mode
-            domain.taken = _monotonic()
-            if error is not None:
-                self._fail(domain, error)
-            self._settle(domain)
-
-    def _poll(self, domain: Domain) -> None:
-        with section():
-            domain.pumping = False
-            self._settle(domain)
+                lock.complete()
+            except (OSError, AgentGuardError) as trouble:
+                error = trouble
+        domain.pumping = False
+        have = domain.have = lock.mode
+        domain.taken = _monotonic()
+        if error is not None:
+            self._fail(domain, error)
+        waiting = domain.waiting
+        if have is not None and waiting and len(waiting) == 1 and not domain.granted:
+            (head,) = waiting  # the usual case of `_settle`, shorter: somebody sleeps until this is done
+            if head.mode is have and head.claim.trust is None:
+                self._grant(head, domain)
+                return
+        self._settle(domain)
 
     def forget(self) -> None:
         """In the child of a fork: it holds nothing and waits for nothing."""
@@ -378,6 +381,60 @@ class Granting:
             if domain.lock is not None:
                 domain.lock.abandon()
         self._domains = {}
+
+
+class _Wait:
+    """Waiting for another process on a thread kept for it (`pump.Job`), and what its end calls for (`section.Item`)."""
+
+    __slots__ = ("_domain", "_error", "_lock", "_mode")
+
+    def __init__(self, domain: Domain, lock: Lock, mode: Mode) -> None:
+        self._domain, self._lock, self._mode = domain, lock, mode
+        self._error: BaseException | None = None
+
+    def _wanted(self) -> bool:
+        return bool(self._domain.waiting)
+
+    def wait(self) -> None:
+        if self._domain.waiting:
+            try:
+                self._lock.acquire(self._mode, self._wanted)
+            except (OSError, AgentGuardError) as error:
+                self._error = error
+        TODO.append(self)
+        leave()
+
+    def poll(self) -> bool:
+        try:
+            if not self._lock.poll(self._mode, self._wanted) and self._domain.waiting:
+                return False
+        except (OSError, AgentGuardError) as error:
+            self._error = error
+        TODO.append(self)
+        return True
+
+    def attend(self) -> None:
+        self._domain.table.arrived(self._domain, self._error)
+        LATER.append(_StepOut(self._domain, self._lock))
+
+    def mend(self) -> None:
+        self._domain.pumping = False
+        self._domain.table.mend_queue(self._domain)
+
+
+class _StepOut:
+    """Letting the next one into the line: `section.Item`."""
+
+    __slots__ = ("_domain", "_lock")
+
+    def __init__(self, domain: Domain, lock: Lock) -> None:
+        self._domain, self._lock = domain, lock
+
+    def attend(self) -> None:
+        if not self._domain.pumping:  # else another wait has begun, which did it first
+            self._lock.step_out()
+
+    mend = attend
 
 
 def _on_trust(claim: Claim, domain: Domain) -> bool:

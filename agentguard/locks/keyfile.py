@@ -27,9 +27,9 @@ _SHARED_NOW, _EXCLUSIVE_NOW = SHARED | AT_ONCE, EXCLUSIVE | AT_ONCE
 _HEAD_AT, _HEAD_SIZE, _MAGIC, _WHOLE = record.HEAD_AT, record.HEAD.size, record.MAGIC, record.KEY
 _HOLDER_AT, _READER = record.HOLDER_AT, record.READER
 _QUIET, _CALM, _TOKEN, _BOOTED = record.QUIET, record.CALM, record.TOKEN, record.BOOTED
+_CALM_QUEUED = _CALM | 1 << 8 * (record.QUEUED - 8 * record.QUIET)
 _unpack_head = record.HEAD.unpack
 _lstat = os.lstat
-MAPS = 128  # of one backend
 
 
 class KeyFile:
@@ -45,10 +45,13 @@ class KeyFile:
         "_extra",
         "_fd",
         "_flock",
+        "_in_line",
         "_ino",
         "_mapped",
         "_path",
         "_seen",
+        "_standing",
+        "_turn_ino",
         "_words",
         "key",
         "mode",
@@ -66,11 +69,13 @@ class KeyFile:
         self._boot = 0
         self._path = backend.path(key)
         self._fd = -1
-        self._ino = self._dev = 0
+        self._ino = self._dev = self._turn_ino = 0
         self._extra: dict[str, int] = {}  # suffix -> descriptor: the turnstile, and what keeps S and IX apart
         self._mapped: Mapped | None = None  # made at the second grant, where the file system allows it
         self._words: memoryview | None = None  # its words
         self._seen = False  # the file was just seen to be whole: its page may be touched
+        self._in_line = False  # the turnstile is ours
+        self._standing: Mode | None = None  # what was acquired and is to be completed
 
     # -- at once ---------------------------------------------------------------------------------------------------
 
@@ -128,6 +133,7 @@ class KeyFile:
     def _try_turnstile(self, mode: Mode) -> bool:
         """Somebody is queued; or died while queued, then the turnstile is free."""
         self._drop()
+        self.step_out()  # ourselves, it may be
         turnstile = self._file(".next")
         if not self._attempt(turnstile, EXCLUSIVE):
             return False
@@ -176,37 +182,88 @@ class KeyFile:
                     return done
 
     def _acquire(self, mode: Mode, wanted: Callable[[], bool]) -> bool | None:
-        """True: held. False: no longer wanted. None: the file was replaced, begin again."""
+        """True: held, and still in the turnstile. False: no longer wanted. None: begin again."""
         if self._fd < 0:
             self._open()
-        turnstile = self._file(".next")
-        if not self._backend.native.wait(turnstile, EXCLUSIVE, wanted):
+        if not self._backend.native.wait(self._file(".next"), EXCLUSIVE, wanted):
             return False
+        done: bool | None = False
         try:
-            if not (self._current() and _same(turnstile, self._path + ".next")):
-                self.close()
+            if not self._stand_in_line():
                 return None
-            self._set_queued(True)
-            try:
-                return self._wait(mode, wanted)
-            finally:
-                if self._fd >= 0:
-                    self._set_queued(False)
+            self._seen = False
+            done = self._wait(mode, wanted)
+            if done:
+                self._standing = mode
         finally:
-            self._unlock(".next")
+            if not done:
+                self._leave_line()
+        return done
 
     def _wait(self, mode: Mode, wanted: Callable[[], bool]) -> bool | None:
         """Inside the turnstile."""
-        if not self._backend.native.wait(self._fd, self._operation(mode), wanted):
-            return False
-        if not self._current():
+        return self._backend.native.wait(self._fd, self._operation(mode), wanted)
+
+    def poll(self, mode: Mode, wanted: Callable[[], bool]) -> bool:
+        try:
+            if not wanted():
+                self._leave_line()
+                return False
+            if self._fd < 0:
+                self._open()
+            if not self._in_line and not (self._attempt(self._file(".next"), EXCLUSIVE) and self._stand_in_line()):
+                return False
+            self._seen = False
+            if not self._backend.native.look(self._fd, self._operation(mode)):
+                return False
+            if not self._enter(mode, None):
+                self._drop()
+                return False
+        except OSError as error:
             self.close()
-            return None
-        self._head()
-        done = self._enter(mode, wanted)
-        if not done:
-            self._drop()
-        return done
+            if error.errno in BUSY:
+                return False
+            raise self._backend.explain(error) from error
+        self._standing = mode
+        return True
+
+    def _stand_in_line(self) -> bool:
+        """With the turnstile locked: say so. False, with nothing held, when somebody replaced the files."""
+        if not (self._current() and self._turnstile_is_current()):
+            self.close()
+            return False
+        if self._words is None:
+            self._map()
+        self._set_queued(True)
+        self._in_line = True
+        return True
+
+    def _leave_line(self) -> None:
+        in_line, self._in_line = self._in_line, False
+        try:
+            if in_line:
+                self._set_queued(False)
+        finally:
+            self._unlock(".next")
+
+    def complete(self) -> None:
+        mode, self._standing = self._standing, None
+        if mode is None:
+            return
+        try:
+            if self._current():
+                self._head()
+                self.mode = self.mode or mode
+            else:
+                self.close()  # the file was replaced while we waited for it
+        except OSError as error:
+            self.close()
+            raise self._backend.explain(error) from error
+
+    def step_out(self) -> None:
+        if self._in_line:
+            with suppress(OSError):  # the mark is only about order
+                self._leave_line()
 
     # -- while held ------------------------------------------------------------------------------------------------
 
@@ -236,7 +293,8 @@ class KeyFile:
             pwrite(self._fd, text, _READER)
 
     def contended(self) -> bool:
-        return self._head()
+        self._seen = False
+        return not self._in_line and self._head()
 
     def lost(self) -> bool:
         return self._fd < 0 or not self._current()
@@ -271,7 +329,8 @@ class KeyFile:
             mapped.close()
             self._backend.maps -= 1
         self._extra.clear()
-        self.mode = None
+        self.mode = self._standing = None
+        self._in_line = False
         for fd in fds:
             if unlock:  # a child between fork and exec may have the descriptor as well: closing would not be enough
                 with suppress(OSError):
@@ -283,7 +342,7 @@ class KeyFile:
     def _map(self) -> None:
         """Have the head in memory from now on. Only so many: each may cost a descriptor."""
         backend = self._backend
-        if backend.mappable and backend.maps < MAPS:
+        if backend.maps < backend.most_maps:
             try:
                 self._mapped = Mapped(self._fd)
             except (OSError, ValueError):
@@ -292,15 +351,21 @@ class KeyFile:
             backend.maps += 1
 
     def _current(self) -> bool:
-        """Whether the path still names the file that is open."""
+        """Whether the path still names the file that is open; notes whether its head may be touched in memory."""
         try:
             found = _lstat(self._path)
         except FileNotFoundError:
             return False
+        self._seen = found.st_size >= _WHOLE
         return found.st_ino == self._ino and found.st_dev == self._dev
 
     def _head(self) -> bool:
         """Whether somebody is queued; notes the token. A file that somebody emptied is begun anew."""
+        words = self._words
+        if words is not None and self._seen and words[_QUIET] in (_CALM, _CALM_QUEUED):
+            self.token = words[_TOKEN]
+            self._boot = words[_BOOTED]
+            return bool(words[_QUIET] == _CALM_QUEUED)
         data = pread(self._fd, _HEAD_SIZE, _HEAD_AT)
         if len(data) < _HEAD_SIZE or not data.startswith(_MAGIC):
             self._begin()
@@ -309,7 +374,16 @@ class KeyFile:
         return bool(queued)
 
     def _set_queued(self, queued: bool) -> None:
-        pwrite(self._fd, b"\1" if queued else b"\0", record.QUEUED)
+        if self._seen and (mapped := self._mapped) is not None:
+            mapped.bytes[record.QUEUED] = queued
+        else:
+            pwrite(self._fd, b"\1" if queued else b"\0", record.QUEUED)
+
+    def _turnstile_is_current(self) -> bool:
+        try:
+            return _lstat(self._path + ".next").st_ino == self._turn_ino
+        except FileNotFoundError:
+            return False
 
     def _open(self) -> int:
         with OPENING:  # so that a fork finds every descriptor that it has to close
@@ -329,7 +403,10 @@ class KeyFile:
         fd = self._extra.get(suffix)
         if fd is None:
             with OPENING:
-                fd = self._extra[suffix] = self._open_file(self._path + suffix)[0]
+                fd, found = self._open_file(self._path + suffix)
+                self._extra[suffix] = fd
+            if suffix == ".next":
+                self._turn_ino = found.st_ino
         return fd
 
     def _unlock(self, suffix: str) -> None:
@@ -348,10 +425,3 @@ class KeyFile:
             os.close(fd)
             raise ConfigError(f"{path} is not a regular file, so it cannot be a lock file: remove it", file=path)
         return fd, found
-
-
-def _same(fd: int, path: str) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), os.lstat(path))
-    except FileNotFoundError:
-        return False

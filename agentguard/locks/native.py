@@ -6,7 +6,7 @@ import errno
 import os
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 __all__ = [
     "AT_ONCE",
@@ -41,6 +41,10 @@ class Native(Protocol):
     flock: Callable[[int, int], None]
     """`fcntl.flock`: raises BlockingIOError when AT_ONCE is not possible."""
 
+    def look(self, fd: int, operation: int) -> bool:
+        """Take a lock if that is possible at once; for those who try many, one after the other."""
+        ...
+
     def wait(self, fd: int, operation: int, wanted: Callable[[], bool]) -> bool:
         """Block until the lock is there; False when `wanted()` turned False meanwhile (where it can be asked)."""
         ...
@@ -59,6 +63,19 @@ class Flock:
         import fcntl
 
         self.flock: Callable[[int, int], None] = fcntl.flock
+        self._quick: Callable[[int, int], int] | Literal[False] | None = None
+
+    def look(self, fd: int, operation: int) -> bool:
+        if self._quick is None:
+            self._quick = _quick_flock()
+        if self._quick is not False:
+            # Without giving up the interpreter's lock: this waits for nothing, and taking turns costs far more.
+            return self._quick(fd, operation | AT_ONCE) == 0
+        try:
+            self.flock(fd, operation | AT_ONCE)
+        except BlockingIOError:
+            return False
+        return True
 
     def wait(self, fd: int, operation: int, wanted: Callable[[], bool]) -> bool:
         self.flock(fd, operation)
@@ -66,6 +83,17 @@ class Flock:
 
     def forget(self, fd: int) -> None:
         pass
+
+
+def _quick_flock() -> Callable[[int, int], int] | Literal[False]:
+    try:
+        import ctypes
+
+        found = ctypes.PyDLL(None).flock
+    except (ImportError, OSError, AttributeError):
+        return False
+    found.argtypes = [ctypes.c_int, ctypes.c_int]
+    return found
 
 
 class Polled:
@@ -89,6 +117,13 @@ class Polled:
             if not self._lock(fd, blocking=False):
                 raise BlockingIOError(errno.EWOULDBLOCK, "locked by another process")
             self._locked.add(fd)
+
+    def look(self, fd: int, operation: int) -> bool:
+        try:
+            self._flock(fd, operation)
+        except BlockingIOError:
+            return False
+        return True
 
     def wait(self, fd: int, operation: int, wanted: Callable[[], bool]) -> bool:
         started = time.monotonic()

@@ -4,17 +4,41 @@ from __future__ import annotations
 
 import _thread
 import errno
-import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
-__all__ = ["Pumps"]
+__all__ = ["Job", "Pumps"]
 
-Job = Callable[[], None]
-
+# So many threads wait in the kernel. Where more are woken at once, the time goes into their taking turns: a thousand
+# keys that come free together are then served several times sooner by one thread that looks at all of them.
+LIMIT = 64
 IDLE_SECONDS = 5.0  # an idle thread waits so long for its next key
+
+
+class Job(Protocol):
+    """One key that is waited for."""
+
+    def wait(self) -> None:
+        """Wait for it in the kernel, to the end."""
+        ...
+
+    def poll(self) -> bool:
+        """Look whether it is there; the same, or `wait`, may follow. True: it is done with, once `flush` was called."""
+        ...
+
+
+class _Idle:
+    """A thread without a job: whoever takes it out of `Pumps.idle` gives it one and releases `bell`."""
+
+    __slots__ = ("bell", "job")
+
+    def __init__(self) -> None:
+        self.bell = _thread.allocate_lock()
+        self.bell.acquire()
+        self.job: Job | None = None
 
 
 class Pumps:
@@ -22,38 +46,48 @@ class Pumps:
 
     The threads are bare (`_thread`): starting one does not wait for it, which matters under the mutex, and the
     interpreter does not join them at exit. Their stacks keep the default size: it is address space, not memory, and
-    `threading.stack_size` would change it for threads that others start at the same moment.
+    `threading.stack_size` would change it for threads that others start at the same moment. Where many come back at
+    once none waits for another: going idle takes no mutex.
     """
 
-    def __init__(self, limit: int = 2048) -> None:
+    def __init__(self, flush: Callable[[], None], limit: int = LIMIT) -> None:
+        """`flush` is called after each round of polling that came to something."""
         self.limit = limit
+        self._flush = flush
         self.reset()
 
     def reset(self) -> None:
         """Forget all threads: in the child of a fork there are none."""
         self._mutex = threading.Lock()
         self.threads = 0
-        self._idle = 0  # threads waiting for a job that has not been put yet
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self.idle: deque[_Idle] = deque()  # the last to come is the first to go: the others can end
         self._backlog: deque[Job] = deque()
         self._polling = False
+        self._stir = threading.Event()  # something has moved: more may have
 
-    def submit(self, wait: Job, poll: Job) -> None:
-        """Run `wait`, which may block, on a thread of its own; or `poll` now and then, which may not.
+    def submit(self, job: Job) -> None:
+        """Have a job done, on a thread of its own if there is one.
 
         Raises OSError when there is no thread at all and none can be started.
         """
+        try:
+            idle = self.idle.pop()
+        except IndexError:
+            pass
+        else:
+            idle.job = job
+            idle.bell.release()
+            return
         with self._mutex:
-            if self._idle:
-                self._idle -= 1
-                self._jobs.put(wait)
-            elif self.threads < self.limit and self._start(self._work, wait):
+            if self.threads < self.limit and self._start(self._work, job):
                 self.threads += 1
-            else:
-                self._polling = self._polling or self._start(self._poll)
+                return
+            self._backlog.append(job)
+            if not self._polling:
+                self._polling = self._start(self._poll)
                 if not self._polling and not self.threads:
+                    self._backlog.remove(job)
                     raise OSError(errno.EAGAIN, "no thread can be started to wait for another process's lock")
-                self._backlog.append(poll)
 
     def _start(self, body: Callable[..., None], *args: Job) -> bool:
         try:
@@ -63,38 +97,54 @@ class Pumps:
         return True
 
     def _work(self, job: Job | None) -> None:
+        me = _Idle()
         while job is not None:
-            job()
-            job = None  # an idle thread keeps no table alive
-            with self._mutex:
-                if self._backlog:
-                    self._jobs.put(self._backlog.popleft())
-                else:
-                    self._idle += 1
-            job = self._next()
-
-    def _next(self) -> Job | None:
-        try:
-            return self._jobs.get(timeout=IDLE_SECONDS)
-        except queue.Empty:
-            with self._mutex:
+            job.wait()
+            job = me.job = None  # an idle thread keeps no table alive
+            if self._backlog:
+                self._stir.set()
+            self.idle.append(me)
+            if not me.bell.acquire(timeout=IDLE_SECONDS):
                 try:
-                    return self._jobs.get_nowait()
-                except queue.Empty:
-                    self._idle -= 1
-                    self.threads -= 1
-                    return None
+                    self.idle.remove(me)
+                except ValueError:
+                    me.bell.acquire()  # somebody has just taken us
+                else:
+                    break
+            job = me.job
+        with self._mutex:
+            self.threads -= 1
 
     def _poll(self) -> None:
         while True:
             started = time.monotonic()
+            done = 0
+            for _ in range(len(self._backlog)):
+                job = self._backlog.popleft()
+                if job.poll():
+                    done += 1
+                else:
+                    self._backlog.append(job)
+            if done:
+                self._flush()
             with self._mutex:
                 if not self._backlog:
                     self._polling = False
                     return
-                jobs = [*self._backlog]
-                self._backlog.clear()
-            for job in jobs:
-                job()
-            # However many keys there are, trying them takes at most a thirtieth of a core.
-            time.sleep(max(0.002, 30 * (time.monotonic() - started)))
+            if done:
+                continue
+            self._promote()
+            # However many keys there are, trying them takes at most a thirtieth of a core (their first time is longer).
+            took = min(time.monotonic() - started, 5e-6 * len(self._backlog))
+            self._stir.wait(max(0.002, 30 * took))
+            self._stir.clear()
+
+    def _promote(self) -> None:
+        """Nothing moves: let threads that have nothing to do wait for what is polled."""
+        while self._backlog:
+            try:
+                idle = self.idle.pop()
+            except IndexError:
+                return
+            idle.job = self._backlog.popleft()  # only this thread takes from the backlog
+            idle.bell.release()

@@ -1,24 +1,38 @@
 """The short mutex of all lock tables, and what is done on the way out of it.
 
-Releases still to be done and futures still to be set: whoever leaves the mutex does them, so it is only ever entered
-by `section`, `LockTable.request` and `leave`. Thus a release never waits for the mutex, not even in a finalizer or a
-signal handler that interrupted the thread which holds it.
+Releases, locks that have come from another process, and futures still to be set: whoever leaves the mutex sees to
+them, so it is only ever entered by `section`, `LockTable.request` and `leave`. Thus a release never waits for the
+mutex, not even in a finalizer or a signal handler that interrupted the thread which holds it; and where many locks come
+at once, one thread grants them all while the others go back to sleep (flat combining: Hendler, Incze, Shavit, Tzafrir,
+SPAA 2010).
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
+from typing import Protocol
 
 from .forks import MUTEX
-from .tickets import Ticket
 
-__all__ = ["RELEASED", "WAKING", "forget", "leave", "section", "wake", "work_off"]
+__all__ = ["LATER", "TODO", "WAKING", "Item", "forget", "leave", "section", "wake", "work_off"]
 
-RELEASED: deque[Ticket] = deque()
+TODO: deque[Item] = deque()
+LATER: deque[Item] = deque()  # what has time until everybody who was granted something is awake
 WAKING: deque[tuple[Future[None], BaseException | None]] = deque()
+_main = threading.main_thread().ident
+get_ident = threading.get_ident
+
+
+class Item(Protocol):
+    """What is to be done under the mutex; `mend` puts in order what an exception broke off."""
+
+    def attend(self) -> None: ...
+
+    def mend(self) -> None: ...
 
 
 @contextmanager
@@ -38,41 +52,63 @@ def wake(future: Future[None], error: BaseException | None = None) -> None:
 
 
 def work_off() -> None:
-    """Under the mutex: the releases that found it taken."""
-    while RELEASED:
-        ticket = RELEASED[0]
+    """Under the mutex: what was left to whoever comes next."""
+    while TODO:
+        item = TODO[0]
         try:
-            ticket.table.drop(ticket)
+            item.attend()
         except BaseException:
-            ticket.table.withdraw(ticket)
-            RELEASED.popleft()
+            item.mend()
+            TODO.popleft()
             raise
-        RELEASED.popleft()
+        TODO.popleft()
 
 
 def leave() -> None:
     """After the mutex: what others left to whoever comes out of it, and the futures of tickets granted meanwhile."""
-    while RELEASED and MUTEX.acquire(False):
-        try:
-            work_off()
-        finally:
-            MUTEX.release()
-    while WAKING:
-        try:
-            item = WAKING[0]
-        except IndexError:
-            return  # another thread was faster
-        future, error = item
-        with suppress(InvalidStateError):  # the same
-            if error is None:
-                future.set_result(None)
+    while True:
+        while TODO and MUTEX.acquire(False):
+            try:
+                work_off()
+            finally:
+                MUTEX.release()
+        while WAKING:
+            # An interrupt may come between any two steps, but only in the main thread: what it takes out could be lost.
+            if get_ident() == _main:
+                item = _first()
+                if item is not None:
+                    _set(item)
+                    with suppress(ValueError):
+                        WAKING.remove(item)
             else:
-                future.set_exception(error)
-        with suppress(ValueError):
-            WAKING.remove(item)
+                with suppress(IndexError):
+                    _set(WAKING.popleft())
+        if not LATER:
+            return
+        TODO.extend(LATER)
+        LATER.clear()
+
+
+def _first() -> tuple[Future[None], BaseException | None] | None:
+    try:
+        return WAKING[0]
+    except IndexError:
+        return None  # another thread was faster
+
+
+def _set(item: tuple[Future[None], BaseException | None]) -> None:
+    future, error = item
+    with suppress(InvalidStateError):  # another thread was faster
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(error)
 
 
 def forget() -> None:
     """In the child of a fork: nobody waits here."""
-    RELEASED.clear()
+    global _main
+    _main = get_ident()
+    TODO.clear()
+    LATER.clear()
     WAKING.clear()

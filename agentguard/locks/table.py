@@ -15,7 +15,7 @@ from .cycles import BLOCKED_LOOPS
 from .domain import Domain
 from .forks import MUTEX, after_fork
 from .granting import PUMPS, Granting
-from .section import RELEASED, WAKING, forget, leave, section, work_off
+from .section import TODO, WAKING, forget, leave, section, work_off
 from .tickets import Claim, Ticket
 
 __all__ = ["LockTable"]
@@ -59,7 +59,7 @@ class LockTable(Granting):
         tickets: list[Ticket] = []
         try:
             with MUTEX:
-                if RELEASED:
+                if TODO:
                     work_off()
                 for key, mode in wanted:
                     if mode.intent and not key.endswith(("/", ":")):
@@ -74,7 +74,7 @@ class LockTable(Granting):
                     if not ticket.granted:
                         break
         finally:
-            if RELEASED or WAKING:
+            if TODO or WAKING:
                 leave()
         return tickets
 
@@ -84,13 +84,13 @@ class LockTable(Granting):
         Idempotent, from any thread, in finalizers and signal handlers too. Never blocks and never awaits: when another
         thread is just changing the table, that thread does it on its way out.
         """
-        RELEASED.append(ticket)
+        TODO.append(ticket)
         leave()
 
     @staticmethod
     def release_all(claim: Claim) -> None:
         """Release every ticket that a claim has left, of any table: also one that an exception kept from its caller."""
-        RELEASED.extend(claim.tickets())
+        TODO.extend(claim.tickets())
         leave()
 
     def known(self, ticket: Ticket) -> None:

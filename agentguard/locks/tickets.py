@@ -15,6 +15,17 @@ if TYPE_CHECKING:
 __all__ = ["Claim", "Queue", "Ticket"]
 
 
+def _needed(mask: int) -> Mode | None:
+    need: Mode | None = None
+    for mode in Mode:
+        if mask & mode.bit:
+            need = mode if need is None else need.join(mode)
+    return need
+
+
+_NEEDED = [_needed(mask) for mask in range(16)]
+
+
 class Claim:
     """One guarded call's set of tickets.
 
@@ -96,6 +107,13 @@ class Ticket:
         o = self.claim.owner
         return Holder(self.key, self.mode, o.agent, o.run, o.tool, this_process(), this_host(), self.since, self.token)
 
+    def attend(self) -> None:
+        """Release it: `section.Item`."""
+        self.table.drop(self)
+
+    def mend(self) -> None:
+        self.table.withdraw(self)
+
     def alive(self) -> Iterator[Ticket]:
         """Whose release ends this ticket: its own, or when its owner has released it, its children's."""
         if not self.lingers:
@@ -172,11 +190,7 @@ class Queue:
 
     def needs(self) -> Mode | None:
         """The weakest mode that covers everything granted."""
-        need: Mode | None = None
-        for mode in Mode:
-            if self.mask & mode.bit:
-                need = mode if need is None else need.join(mode)
-        return need
+        return _NEEDED[self.mask]
 
     def empty(self) -> bool:
         return not self.granted and not self.waiting

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import concurrent.futures
 import sys
+import weakref
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from .cycles import BLOCKED_LOOPS, forbid_own_loop
 from .section import section
 from .tickets import Ticket
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["await_", "wait"]
 
@@ -56,8 +63,7 @@ async def await_(ticket: Ticket, timeout: float | None = None) -> bool:
             waiter.set_result(None)
 
     def wake(_: Future[None]) -> None:
-        with suppress(RuntimeError):  # the loop was closed while its task waited: nobody is left to wake
-            loop.call_soon_threadsafe(arrive)
+        _ring(loop, arrive)
 
     # The concurrent future is only watched, never cancelled: the table alone decides what becomes of a ticket.
     future.add_done_callback(wake)
@@ -67,9 +73,32 @@ async def await_(ticket: Ticket, timeout: float | None = None) -> bool:
     finally:
         if timer is not None:
             timer.cancel()
-    if future.done():
+    if not ticket.granted and future.done():
         future.result()
     return ticket.granted
+
+
+# Callbacks for event loops that will be run in their threads: one wake-up of the loop serves all that came before it.
+_bells: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, deque[Callable[[], None]]] = weakref.WeakKeyDictionary()
+
+
+def _ring(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    """`loop.call_soon_threadsafe`, but many at the price of one."""
+    queue = _bells.get(loop)
+    if queue is None:
+        queue = _bells.setdefault(loop, deque())
+    queue.append(callback)
+    if len(queue) == 1:  # else whoever put the first one has rung, and it has not been heard yet
+        with suppress(RuntimeError):  # the loop was closed while its task waited: nobody is left to wake
+            loop.call_soon_threadsafe(_answer, queue)
+
+
+def _answer(queue: deque[Callable[[], None]]) -> None:
+    while queue:
+        try:
+            queue[0]()
+        finally:
+            queue.popleft()  # only now: what comes meanwhile need not ring
 
 
 def _running_loop() -> int | None:
