@@ -129,7 +129,7 @@ class DirectoryFile(KeyFile):
                     self._unlock(suffix)
             except OSError:
                 self.close()  # gives back as well
-        elif keep is IS and (mode is IX or mode is S):
+        elif keep is IS and mode is not None and mode not in (IS, X):
             self._unlock(_group(mode)[0])
             self.mode = IS
 
