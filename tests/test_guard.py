@@ -9,6 +9,8 @@ import gc
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -23,6 +25,7 @@ from agentguard import (
     Deadlock,
     Event,
     Guard,
+    LockLost,
     LockTimeout,
     StaleWrite,
     UndeclaredWrite,
@@ -206,6 +209,74 @@ def test_two_guards_of_nested_roots_exclude_each_other(tmp_path: Path) -> None:
     outer, inner = Guard(root=tmp_path), Guard(root=tmp_path / "sub")
     with outer.hold(writes="sub/x.json"), pytest.raises(LockTimeout):
         run_elsewhere(lambda: inner.hold(writes="x.json", timeout=0).__enter__())
+
+
+def test_two_files_of_one_name_in_two_homes_are_two_files(tmp_path: Path) -> None:
+    """Beneath a nested `.agentguard/` a file has the key that its namesake above has."""
+    (tmp_path / "sub" / ".agentguard").mkdir(parents=True)
+    guard = Guard(root=tmp_path, resources={"shards/*": {"mode": "shard"}, "sub/*": {"mode": "shard"}})
+    with guard.hold(writes=["a.json", "sub/a.json"]) as hold:
+        hold.path("a.json").write_text("1")
+        hold.path("sub/a.json").write_text("2")
+        assert hold.token("a.json") != hold.token("sub/a.json")
+        for name in ("a.json", "sub/a.json"):
+            with pytest.raises(LockTimeout):
+                run_elsewhere(lambda name=name: guard.hold(writes=name, timeout=0).__enter__())
+    assert ((tmp_path / "a.json").read_text(), (tmp_path / "sub" / "a.json").read_text()) == ("1", "2")
+    with guard.agent("someone"):
+        guard.write("sub/a.json", 3)
+        assert guard.read("a.json") == 1
+    guard.join()
+    assert ((tmp_path / "a.json").read_text(), guard.read("sub/a.json")) == ("1", 3)
+
+
+def test_what_another_process_reads_or_locks_between_two_calls_is_noticed(guard: Guard, tmp_path: Path) -> None:
+    """A commit that a killed process left is looked for only where another process held the file: it must be then."""
+    looked: list[list[Path]] = []
+    recover = guard.home.recover_pending
+    guard.home.recover_pending = lambda files: (looked.append([*files]), recover(files))[1]  # type: ignore[method-assign]
+
+    def use() -> int:
+        looked.clear()
+        with guard.hold(updates="store.json"):
+            pass
+        return len(looked)
+
+    assert use() == 1, "nobody knows what was before the first time"
+    assert use() == 0
+    code = "import sys; from agentguard import Guard\nwith Guard(root=sys.argv[1]).hold(updates='store.json'): pass"
+    subprocess.run([sys.executable, "-c", code, str(guard.root)], check=True)
+    blocker = guard.hold(updates="zzz.json")
+    run_elsewhere(blocker.__enter__)
+    with pytest.raises(LockTimeout), guard.hold(updates=["store.json", "zzz.json"], timeout=0):
+        pass  # it had the lock of store.json for a moment, and did not look
+    run_elsewhere(lambda: blocker.__exit__(None, None, None))
+    assert use() == 1
+    assert use() == 0
+
+
+@pytest.mark.parametrize("own", [None, 0.02])
+def test_the_time_out_of_a_resource_counts_and_that_of_a_call_before_it(tmp_path: Path, own: float | None) -> None:
+    guard = Guard(root=tmp_path, timeout=0.01, resources={"slow.json": {"timeout": 0.03}})
+    with guard.hold(writes=["slow.json", "quick.json"]):
+        for name, expected in (("slow.json", own or 0.03), ("quick.json", own or 0.01)):
+            with pytest.raises(LockTimeout) as caught:
+                run_elsewhere(lambda name=name: guard.hold(writes=name, timeout=own).__enter__())
+            assert caught.value.timeout == expected
+
+
+def test_a_call_whose_lock_was_lost_commits_nothing(guard: Guard) -> None:
+    with pytest.raises(LockLost, match=r"store\.json") as caught, guard.hold(writes="store.json") as hold:
+        hold.path("store.json").write_text("mine")
+        for file in (guard.root / ".agentguard" / "locks").iterdir():
+            file.unlink()
+        code = (
+            "import sys; from agentguard import Guard\nGuard(root=sys.argv[1]).write('store.json', 'theirs', timeout=5)"
+        )
+        subprocess.run([sys.executable, "-c", code, str(guard.root)], check=True)  # nobody can know of us any more
+    assert json.loads((guard.root / "store.json").read_text()) == "theirs"
+    kept = [file for file in Path(caught.value.folder).rglob("store.json") if file.is_file()]
+    assert [file.read_text() for file in kept] == ["mine"], "nothing is dropped"
 
 
 # -- nesting ---

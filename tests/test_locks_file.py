@@ -15,7 +15,8 @@ import pytest
 from locks_support import file_of, staged, use
 
 from agentguard.exceptions import ConfigError, LockLost
-from agentguard.locks import FileBackend, LockTable, Mode, await_, record, table_for, wait
+from agentguard.locks import FileBackend, LockTable, Mode, await_, filesystem, record, table_for, wait
+from agentguard.locks import file as file_module
 from agentguard.locks import granting as granting_module
 from agentguard.locks.domain import Domain
 from agentguard.locks.keyfile import KeyFile
@@ -156,6 +157,100 @@ def test_a_file_system_without_locks_is_refused(folder: Path, number: int) -> No
     with pytest.raises(ConfigError, match="has no file locks"):
         table.request(caller(), "db:a", X)
     table.close()
+
+
+MOUNTS = r"""22 28 0:20 / /sys rw,nosuid shared:7 - sysfs sysfs rw
+28 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+40 28 0:35 / /net rw shared:9 - nfs4 server:/export rw,vers=4.2
+41 40 8:1 / /net/local\040disk rw - xfs /dev/sda1 rw
+42 28 0:36 / /twice rw - ext4 /dev/sdb rw
+43 28 0:37 / /twice rw - fuse.sshfs me@there:/ rw
+bad line
+44 28 0:38
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind"),
+    [
+        ("/", "ext4"),
+        ("/home/me", "ext4"),
+        ("/net", "nfs4"),
+        ("/net/deep/er", "nfs4"),
+        ("/network", "ext4"),
+        ("/net/local disk/x", "xfs"),
+        ("/twice/x", "fuse.sshfs"),
+    ],
+)
+def test_what_a_folder_is_on(tmp_path: Path, folder: str, kind: str) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(MOUNTS)
+    assert filesystem.kind_of(Path(folder), str(mounts)) == kind
+    assert filesystem.kind_of(Path(folder), str(tmp_path / "missing")) == ""
+
+
+def test_a_network_file_system_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_module, "kind_of", lambda _: "nfs4")
+    with pytest.raises(ConfigError, match=r"network file system \(nfs4\).*disk of this machine"):
+        table_for(folder)
+
+
+def test_where_files_are_not_mapped_all_is_the_same(
+    folder: Path, open_table: Callable[[], LockTable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapped = open_table()
+    monkeypatch.setattr(file_module, "kind_of", lambda _: "btrfs")
+    plain = open_table()
+    tokens = [use(table) for table in (mapped, plain, plain, mapped, mapped, plain, plain, mapped)]
+    assert tokens == sorted(set(tokens))
+    for one, two in ((mapped, plain), (plain, mapped)):
+        held = one.request(caller("me"), "db:a", X)
+        (holder,) = two.holders("db:a")
+        assert (holder.agent, holder.token) == ("me", held.token)
+        waiting = two.request(caller(), "db:a", X)
+        staged(folder)
+        one.release(held)
+        assert wait(waiting, 20)
+        two.release(waiting)
+    assert mapped._backend.maps  # type: ignore[union-attr]
+    assert not plain._backend.maps  # type: ignore[union-attr]
+
+
+def test_an_emptied_file_is_not_touched_in_memory(folder: Path, open_table: Callable[[], LockTable]) -> None:
+    """Touching a page that is no longer in the file would kill the process: at every moment the file is asked first."""
+    table, other = open_table(), open_table()
+    last = [use(table) for _ in range(3)][-1]
+    path = file_of(folder, "db:a")
+    assert table._backend.maps  # type: ignore[union-attr]
+
+    def empty() -> None:
+        os.truncate(path, 0)
+
+    empty()
+    held = table.request(caller(), "db:a", X)
+    assert held.token > last
+    empty()
+    local = table.request(caller(), "db:a", X)
+    table.release(held)
+    assert local.granted, "handed on within the process, and stamped in an empty file"
+    assert local.token > held.token
+    empty()
+    waiting = other.request(caller(), "db:a", X)
+    staged(folder)
+    empty()
+    table._domains["db:a"].taken -= 1.0
+    again = table.request(caller(), "db:a", S)
+    empty()
+    table.release(local)
+    if again.granted:  # the mark of who is queued went with the rest: the order is lost, and nothing else
+        table.release(again)
+    assert wait(waiting, 20)
+    assert waiting.token > local.token
+    empty()
+    other.release(waiting)
+    assert wait(again, 20) or again.queue is None
+    table.release(again)
+    assert use(other) > waiting.token
 
 
 @pytest.mark.parametrize("remove", [False, True])

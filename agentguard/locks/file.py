@@ -22,7 +22,7 @@ from ..exceptions import ConfigError
 from . import record
 from .contract import Holder, Mode, is_directory
 from .directory import DirectoryFile
-from .filesystem import MAPPABLE, kind_of
+from .filesystem import MAPPABLE, NETWORK, kind_of
 from .forks import OPENING
 from .keyfile import FLAGS, KeyFile
 from .native import AT_ONCE, BUSY, EXCLUSIVE, SHARED, UNLOCK, UNSUPPORTED, Native, native, pread
@@ -78,7 +78,14 @@ class FileBackend:
         self.native = native() if use is None else use
         self.maps = 0  # lock files that are mapped into memory now
         self.check()
-        self.most_maps = _descriptors() // 8 if kind_of(folder) in MAPPABLE else 0
+        kind = kind_of(folder)
+        if kind in NETWORK:
+            raise ConfigError(
+                f"{folder} is on a network file system ({kind}), whose file locks cannot be relied on: they may be one "
+                "machine's only, or be lost with the connection. Put the root on a disk of this machine.",
+                file=str(folder),
+            )
+        self.most_maps = _descriptors() // 8 if kind in MAPPABLE else 0
 
     def check(self) -> None:
         """Make the folder; raise ConfigError when its locks could not be trusted."""
