@@ -429,7 +429,7 @@ class Guard:
         """`plan`, with the tables instead of the homes."""
         found = self._batches.get(wanted)
         if found is None:
-            if len(self._batches) > 10_000:
+            if len(self._batches) > 2_000:
                 self._batches.clear()
             found = self._batches[wanted] = [(self.table(home), keys) for home, keys in plan(wanted)]
         return found

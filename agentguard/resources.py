@@ -102,7 +102,7 @@ class Resources:
         relative = _posix(os.path.relpath(real, home)) if real != str(home) else ""
         key = "file:" + relative + ("/" if directory and relative else "")
         shown = (_posix(inside) or ".") + ("/" if directory and inside else "")
-        if len(self._known) > 10_000:
+        if len(self._known) > 2_000:
             self._known = {}
         own = key
         if home != self.home:
@@ -111,7 +111,7 @@ class Resources:
         return made
 
     def _remember(self, text: str, steps: tuple[str, ...], meant: Resource) -> None:
-        if len(self._plain) > 10_000:
+        if len(self._plain) > 2_000:
             self._plain = {}
         self._plain[text] = steps, meant
 
@@ -152,7 +152,7 @@ class Resources:
         if home is None:
             own = os.path.join(folder, FOLDER)
             home = Path(folder) if _ours(own) else self._home(os.path.dirname(folder))
-            if len(self._homes) > 10_000:
+            if len(self._homes) > 2_000:
                 self._homes = {self._root: self.home}
             self._homes[folder] = home
         return home

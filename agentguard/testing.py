@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 from .exceptions import AgentGuardError, Deadlock, LockLost
-from .locks import Claim, LockTable, Mode, Owner, Ticket, await_, wait
+from .locks import BeginAgain, Claim, LockTable, Mode, Owner, Ticket, await_, wait
 
 __all__ = ["LockContract", "caller"]
 
@@ -115,6 +116,71 @@ class LockContract:
             for ticket in (inside, root, elsewhere):
                 other.release(ticket)
             self.one.release(first)
+
+    # -- whole calls -----------------------------------------------------------------------------------------------
+
+    def take(self, table: LockTable, wanted: Sequence[tuple[str, Mode]], claim: Claim) -> list[Ticket]:
+        """Everything that a call wants, now or soon."""
+        while True:
+            tickets: list[Ticket] = []
+            try:
+                while len(tickets) < len(wanted):
+                    tickets += table.request_all(claim, wanted[len(tickets) :])
+                    assert wait(tickets[-1], LONG), f"{tickets[-1]}: {table.holders(tickets[-1].key)}"
+            except BeginAgain:
+                table.release_all(claim)
+            else:
+                return tickets
+
+    def test_several_keys_are_taken_in_order_up_to_one_that_is_held(self) -> None:
+        held = self.hold(self.two, "db:b")
+        claim = caller()
+        wanted = [("db:a", EXCLUSIVE), ("db:b", EXCLUSIVE), ("db:c", EXCLUSIVE)]
+        first, second = self.one.request_all(claim, wanted)
+        assert first.granted
+        assert not second.granted
+        assert self.two.request(caller(), "db:c", EXCLUSIVE).granted, "what comes later is not taken yet"
+        assert not self.two.request(caller(), "db:a", EXCLUSIVE).granted
+        self.two.release(held)
+        assert wait(second, LONG)
+        self.one.release_all(claim)
+        assert not claim.held
+        assert not first.granted
+        assert not second.granted
+
+    def test_files_beneath_a_directory_do_not_exclude_each_other(self) -> None:
+        for number, mode in enumerate((EXCLUSIVE, SHARED)):
+            intent = INTENT_EXCLUSIVE if mode is EXCLUSIVE else INTENT_SHARED
+            for other in (self.one, self.two):
+                claims = [caller(), caller()]
+                for claim, table, name in zip(claims, (self.one, other), "ab", strict=True):
+                    above = [("file:", intent), (f"file:{number}/", intent)]
+                    tickets = table.request_all(claim, [*above, (f"file:{number}/{name}", mode)])
+                    assert len(tickets) == 3
+                    assert all(ticket.granted for ticket in tickets)
+                for claim in claims:
+                    LockTable.release_all(claim)
+
+    def test_a_directory_excludes_calls_beneath_from_the_first_time_on(self) -> None:
+        """Whoever comes first, and whether or not the directory was ever locked as such before."""
+        beneath = [("file:", INTENT_EXCLUSIVE), ("file:d/", INTENT_EXCLUSIVE), ("file:d/a", EXCLUSIVE)]
+        for whole_mode in (EXCLUSIVE, SHARED):
+            whole = [("file:", INTENT_EXCLUSIVE), ("file:d/", whole_mode)]
+            for first, second in ((beneath, whole), (whole, beneath)) * 2:
+                early, late = caller("early"), caller("late")
+                self.take(self.one, first, early)
+                with ThreadPoolExecutor(1) as pool:
+                    coming = pool.submit(self.take, self.two, second, late)
+                    try:
+                        for _ in range(50):
+                            assert not coming.done()
+                            time.sleep(0)
+                    finally:
+                        LockTable.release_all(early)
+                    assert all(ticket.granted for ticket in coming.result(LONG))
+                LockTable.release_all(late)
+
+    # -- single keys -----------------------------------------------------------------------------------------------
 
     def test_other_keys_are_not_touched(self) -> None:
         held = self.hold(self.one, "db:a")

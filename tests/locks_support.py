@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import linecache
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 from agentguard.locks import LockTable, Mode, record, wait
+from agentguard.locks import table as table_module
 from agentguard.testing import caller
 
 
@@ -29,3 +35,36 @@ def staged(folder: Path, key: str = "db:a") -> None:
             return
         os.sched_yield()
     raise AssertionError("nobody came")
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def interrupt(line: int, body: Callable[[], object]) -> bool:
+    """Run `body`; raise in front of the `line`th line of the lock package. Whether it had so many."""
+    seen = 0
+    package = str(Path(table_module.__file__).parent)
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal seen
+        if not frame.f_code.co_filename.startswith(package) or frame.f_code.co_name in ("leave", "section"):
+            return trace
+        # Signals are handled after calls: never between a mutex and the block it protects, where a tracer could raise.
+        if linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip().startswith(("with ", "try:")):
+            return trace
+        if event == "line":
+            seen += 1
+            if seen == line:
+                sys.settrace(None)
+                raise Interrupted
+        return trace
+
+    sys.settrace(trace)
+    try:
+        body()
+    except Interrupted:
+        return True
+    finally:
+        sys.settrace(None)
+    return False

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from locks_support import file_of, staged, use
+from locks_support import file_of, interrupt, staged, use
 
 from agentguard.exceptions import LockLost
 from agentguard.locks import BeginAgain, Claim, FileBackend, LockTable, Mode, Ticket, wait
@@ -268,6 +268,28 @@ def test_many_lock_files_are_waited_for_on_a_thread(
     assert wait(first, 20)
     table.release(first)
     assert table.request(caller(), "file:d/", X).granted, "only once"
+
+
+def test_an_interrupt_at_any_line_of_a_call_leaves_nothing_behind(
+    folder: Path, open_table: Callable[[], LockTable]
+) -> None:
+    other = open_table()
+    line, happened = 0, True
+    while happened:
+        line += 1
+        table, claim = LockTable(FileBackend(folder)), caller()
+        if line % 2:  # the second call of a process takes the short way
+            take(table, WRITE, first := caller())
+            table.release_all(first)
+        happened = interrupt(line, lambda table=table, claim=claim: table.request_all(claim, WRITE))
+        table.release_all(claim)
+        for key in ("file:d/a", "file:d/", "file:"):
+            for one in (table, other):
+                ticket = one.request(caller(), key, X if key[-1] != "/" else IX)
+                assert ticket.granted, f"line {line}: {one.holders(key)}"
+                one.release(ticket)
+        table.close()
+    assert line > 30
 
 
 def test_what_is_not_beneath_is_not_waited_for(open_table: Callable[[], LockTable]) -> None:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import gc
-import linecache
+import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import tracemalloc
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from locks_support import interrupt
 
+from agentguard import Guard
 from agentguard.exceptions import Deadlock
 from agentguard.locks import Claim, FileBackend, LockTable, Mode, Owner, Ticket, wait
 from agentguard.locks import granting as granting_module
@@ -309,39 +311,6 @@ def test_a_finalizer_inside_the_table_may_release(tmp_path: Path) -> None:
     assert table.request(caller(), "db:a", Mode.EXCLUSIVE).granted
 
 
-class Interrupted(BaseException):
-    pass
-
-
-def interrupt(line: int, body: Callable[[], object]) -> bool:
-    """Run `body`; raise in front of the `line`th line of the lock package. Whether it had so many."""
-    seen = 0
-    package = str(Path(table_module.__file__).parent)
-
-    def trace(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal seen
-        if not frame.f_code.co_filename.startswith(package) or frame.f_code.co_name in ("leave", "section"):
-            return trace
-        # Signals are handled after calls: never between a mutex and the block it protects, where a tracer could raise.
-        if linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip().startswith(("with ", "try:")):
-            return trace
-        if event == "line":
-            seen += 1
-            if seen == line:
-                sys.settrace(None)
-                raise Interrupted
-        return trace
-
-    sys.settrace(trace)
-    try:
-        body()
-    except Interrupted:
-        return True
-    finally:
-        sys.settrace(None)
-    return False
-
-
 @pytest.mark.parametrize("files", [False, True])
 @pytest.mark.parametrize("scene", ["request", "hand over", "give up", "inside"])
 def test_an_interrupt_at_any_line_leaves_nothing_behind(tmp_path: Path, scene: str, files: bool) -> None:
@@ -381,11 +350,38 @@ def test_an_interrupt_at_any_line_leaves_nothing_behind(tmp_path: Path, scene: s
     assert line > 10
 
 
-def test_a_hundred_thousand_keys_leave_nothing(tmp_path: Path) -> None:
+def test_a_hundred_thousand_keys_leave_nothing() -> None:
     table = LockTable()
     for number in range(100_000):
         table.release(table.request(caller(), f"db:{number}", Mode.EXCLUSIVE))
     assert len(table._domains) <= granting_module.IDLE
+
+
+@pytest.mark.parametrize("count", [4_000, pytest.param(100_000, marks=[pytest.mark.soak, pytest.mark.timeout(600)])])
+def test_many_resources_in_one_run_leave_no_memory_and_no_descriptors(tmp_path: Path, count: int) -> None:
+    """Whole calls, each on another file or key: what is remembered of them is bounded."""
+    guard = Guard(root=tmp_path, durable=False)
+    kept = [guard.resources._known, guard.resources._plain, guard._batches, guard.outlines, guard._owners]
+    half, sizes = count // 2, []
+    tracemalloc.start()
+    try:
+        for number in range(count):
+            with guard.hold(writes=f"db:{number}" if number % 2 else f"notes/{number}.md"):
+                pass
+            if number in (half - 1, count - 1):
+                gc.collect()
+                sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    table = guard.home.locks
+    assert len(table._domains) <= granting_module.IDLE
+    assert all(len(cache) <= 2_001 for cache in kept)
+    if half > 10_000:  # what is remembered on purpose (who wrote last) is full by then; caches are emptied when full
+        assert sizes[1] - sizes[0] < 80 * half, "grew with the number of resources"
+    assert table._backend.maps <= len(table._domains)  # type: ignore[union-attr]
+    if sys.platform == "linux":
+        assert len(os.listdir("/proc/self/fd")) < 4 * granting_module.IDLE + 60
+    assert table.statistics().keys == ()
 
 
 def test_many_held_keys_are_swept_rarely() -> None:
