@@ -139,14 +139,16 @@ class LockContract:
         first, second = self.one.request_all(claim, wanted)
         assert first.granted
         assert not second.granted
-        assert self.two.request(caller(), "db:c", EXCLUSIVE).granted, "what comes later is not taken yet"
-        assert not self.two.request(caller(), "db:a", EXCLUSIVE).granted
-        self.two.release(held)
+        later, earlier = (self.two.request(caller(), key, EXCLUSIVE) for key in ("db:c", "db:a"))
+        assert later.granted, "what comes later is not taken yet"
+        assert not earlier.granted
+        for ticket in (later, earlier, held):
+            self.two.release(ticket)
         assert wait(second, LONG)
         self.one.release_all(claim)
+        for key in ("db:a", "db:b"):
+            self.two.release(self.hold(self.two, key))
         assert not claim.held
-        assert not first.granted
-        assert not second.granted
 
     def test_files_beneath_a_directory_do_not_exclude_each_other(self) -> None:
         for number, mode in enumerate((EXCLUSIVE, SHARED)):

@@ -158,6 +158,58 @@ def test_the_first_directory_lock_races_a_lock_beneath(
     two.close()
 
 
+def test_a_look_serves_all_that_follow_until_somebody_wants_the_directory(
+    folder: Path, open_table: Callable[[], LockTable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[str] = []
+    look = DirectoryFile.look
+    monkeypatch.setattr(DirectoryFile, "look", lambda self: (looks.append(self.key), look(self))[1])
+
+    def work(table: LockTable) -> list[str]:
+        looks.clear()
+        claim = caller()
+        take(table, WRITE, claim)
+        table.release_all(claim)
+        return [*looks]
+
+    one, two, three = open_table(), open_table(), open_table()
+    assert work(one) == ["file:", "file:d/"]
+    use(one, "file:d/a")
+    assert work(one) == []
+    work(two)
+    use(two, "file:d/a")
+    assert work(two) == [], "whoever looked"
+    use(three, "file:d/", X)
+    assert "file:d/" in work(one), "the note is wiped"
+    assert one.request_all(caller(), WRITE)[1].table._domains["file:d/"].have is IX
+
+
+def test_a_look_that_left_a_directory_out_serves_nobody(open_table: Callable[[], LockTable]) -> None:
+    one = open_table()
+    for wanted in ((WRITE[0], WRITE[2]), (WRITE[1], WRITE[2])):
+        for _ in range(3):
+            claim = caller()
+            take(one, wanted, claim)
+            assert not one._domains["file:d/a"].lock.vouches  # type: ignore[union-attr]
+            one.release_all(claim)
+
+
+def test_a_note_that_is_lost_with_the_file_is_not_believed(folder: Path, open_table: Callable[[], LockTable]) -> None:
+    one, two = open_table(), open_table()
+    for _ in range(3):
+        claim = caller()
+        take(one, WRITE, claim)
+        one.release_all(claim)
+    assert one._domains["file:d/a"].lock.vouches  # type: ignore[union-attr]
+    file_of(folder, "file:d/a").write_bytes(b"")
+    use(two, "file:d/", X)
+    file_of(folder, "file:d/a").write_bytes(b"")
+    held = take(two, WHOLE)
+    with pytest.raises(BeginAgain):
+        one.request_all(caller(), WRITE)
+    assert held[-1].granted
+
+
 def test_without_the_look_two_are_in(
     folder: Path, open_table: Callable[[], LockTable], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,6 +165,9 @@ class Lock(Protocol):
     makes `look` answer False, then waits until everything that was locked beneath it before has been released. So one
     of the two sees the other. A backend that does not offer this says False.
     """
+    vouches: bool
+    """After a lock was taken: somebody has looked at all directories above this key, and nobody has begun to lock one
+    of them since; so there is no need to `look`."""
 
     def try_acquire(self, mode: Mode) -> bool:
         """Take `mode`, in addition to what is held, if that is possible at once without passing another waiter."""
@@ -198,6 +201,10 @@ class Lock(Protocol):
 
     def look(self) -> bool:
         """`trusted`, as it is now: once False, always False."""
+        ...
+
+    def confirm(self, looks: int) -> None:
+        """While held: so many directories above this key were looked at, and each is `trusted`. See `vouches`."""
         ...
 
     def stamp(self, owner: Owner) -> int:

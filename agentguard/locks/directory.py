@@ -4,8 +4,11 @@ Whoever works beneath a directory holds it by intention, far more often than any
 until the first time somebody does, an intention is held on trust, with no lock at all: its holder locks what lies
 beneath, *then* looks for the mark, the file `.dir` beside the lock file. Who locks the directory itself makes that
 file, *then* waits for each lock that lies beneath to be free once. Either the look comes after the mark was made: the
-claim gives everything back and takes the intention by a lock (`BeginAgain`); or it comes before: then what lies beneath
-is locked, and waited for. After that the mark says `DRAINED`, for good: no intention is or will be held on trust, and
+claim gives everything back and takes the intention by a lock (`BeginAgain`); or it comes before: then what lies
+beneath is locked, and waited for. A look is noted in the lock file beneath (`record.CLEAR`), so that the next holder
+can do without; who waits for that lock wipes the note.
+
+After that the mark says `DRAINED`, for good: no intention is or will be held on trust, and
 
     INTENT_SHARED     main shared
     INTENT_EXCLUSIVE  main shared, `.intent` shared, taken while `.shared` is locked exclusively: nobody holds SHARED
@@ -52,6 +55,9 @@ class DirectoryFile(KeyFile):
         self._beneath: KeyFile | None = None  # the one that is waited for now: a fork must find its descriptors
         # `access` asks for the real user: where that is another one, its "no" would not mean that there is no mark.
         self.trusted = not hasattr(os, "geteuid") or os.geteuid() == os.getuid()
+
+    def confirm(self, looks: int) -> None:
+        pass  # a directory is locked as such seldom enough: it never vouches
 
     def look(self) -> bool:
         if self.trusted and _access(self._mark, _exists):
@@ -174,7 +180,13 @@ class DirectoryFile(KeyFile):
             return True
         file = self._beneath = KeyFile(self._backend, key)  # of a directory, too: its main file is all that counts
         try:
-            return file.try_acquire(X) if wanted is None else file.acquire(X, wanted)
+            while True:
+                if not (file.try_acquire(X) if wanted is None else file.acquire(X, wanted)):
+                    return False
+                file.complete()
+                if file.mode is X:  # else it was replaced meanwhile
+                    file.unconfirm()
+                    return True
         finally:
             file.close()
             self._beneath = None

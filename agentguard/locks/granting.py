@@ -65,7 +65,7 @@ class Granting:
             if not obtained:
                 self._line_up(ticket, domain)
                 self._pump(domain)
-            elif claim.trust is not None and _broken(claim):
+            elif claim.trust is not None and _broken(claim.trust, domain.lock):
                 raise BeginAgain
             else:
                 self._grant(ticket, domain)
@@ -221,7 +221,7 @@ class Granting:
                 if queue.lock is not None and not self._obtain(queue, head.mode):
                     self._pump(queue)
                     return
-                if head.claim.trust is not None and _broken(head.claim):
+                if head.claim.trust is not None and queue.lock is not None and _broken(head.claim.trust, queue.lock):
                     self._refuse(head, queue, BeginAgain())
                 else:
                     self._grant(head, queue)
@@ -449,11 +449,14 @@ def _on_trust(claim: Claim, domain: Domain) -> bool:
     return True
 
 
-def _broken(claim: Claim) -> bool:
-    """Whether a directory that the claim holds on trust is being locked as such. To ask with the last lock taken."""
-    for lock in claim.trust or ():  # noqa: SIM110 - a generator costs more than the look
-        if not lock.look():
+def _broken(trust: list[Lock], lock: Lock) -> bool:
+    """Whether a directory that is held on trust is being locked as such. To ask with the last lock just taken."""
+    if lock.vouches:
+        return False
+    for directory in trust:
+        if not directory.look():
             return True
+    lock.confirm(len(trust))
     return False
 
 

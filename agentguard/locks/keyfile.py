@@ -27,7 +27,8 @@ _SHARED_NOW, _EXCLUSIVE_NOW = SHARED | AT_ONCE, EXCLUSIVE | AT_ONCE
 _HEAD_AT, _HEAD_SIZE, _MAGIC, _WHOLE = record.HEAD_AT, record.HEAD.size, record.MAGIC, record.KEY
 _HOLDER_AT, _READER = record.HOLDER_AT, record.READER
 _QUIET, _CALM, _TOKEN, _BOOTED = record.QUIET, record.CALM, record.TOKEN, record.BOOTED
-_CALM_QUEUED = _CALM | 1 << 8 * (record.QUEUED - 8 * record.QUIET)
+_ALL_BUT_CLEAR = ~(0xFF << 8 * (record.CLEAR - 8 * record.QUIET))
+_MAGIC_BITS, _QUEUED_BITS = 0xFFFFFFFF, 0xFF << 8 * (record.QUEUED - 8 * record.QUIET)
 _unpack_head = record.HEAD.unpack
 _lstat = os.lstat
 
@@ -57,6 +58,7 @@ class KeyFile:
         "mode",
         "token",
         "trusted",
+        "vouches",
     )
 
     def __init__(self, backend: FileBackend, key: str) -> None:
@@ -65,7 +67,7 @@ class KeyFile:
         self.key = key
         self.mode: Mode | None = None
         self.token = 0
-        self.trusted = False
+        self.trusted = self.vouches = False
         self._boot = 0
         self._path = backend.path(key)
         self._fd = -1
@@ -92,20 +94,19 @@ class KeyFile:
             return False
         except OSError:
             return self._try_general(mode)
-        if (
-            found.st_ino == self._ino
-            and found.st_size >= _WHOLE
-            and words[_QUIET] == _CALM
-            and found.st_dev == self._dev
-        ):
-            self.token = words[_TOKEN]
-            self._boot = words[_BOOTED]
-            self._seen = True
-            self.mode = mode
-            return True
+        if found.st_ino == self._ino and found.st_size >= _WHOLE and found.st_dev == self._dev:
+            word = words[_QUIET]
+            if word & _ALL_BUT_CLEAR == _CALM:
+                self.vouches = word != _CALM
+                self.token = words[_TOKEN]
+                self._boot = words[_BOOTED]
+                self._seen = True
+                self.mode = mode
+                return True
         return self._try_general(mode)
 
     def _try_general(self, mode: Mode) -> bool:
+        self.vouches = False
         try:
             return self._try(mode, True)
         except OSError as error:
@@ -163,6 +164,14 @@ class KeyFile:
 
     def look(self) -> bool:
         return self.trusted
+
+    def confirm(self, looks: int) -> None:
+        if looks == self.key.count("/") + 1:
+            pwrite(self._fd, b"\1", record.CLEAR)
+
+    def unconfirm(self) -> None:
+        """With the file locked exclusively: whoever locks it next must look at the directories above."""
+        pwrite(self._fd, b"\0", record.CLEAR)
 
     # -- waiting, on a thread kept for it --------------------------------------------------------------------------
 
@@ -248,6 +257,7 @@ class KeyFile:
 
     def complete(self) -> None:
         mode, self._standing = self._standing, None
+        self.vouches = False
         if mode is None:
             return
         try:
@@ -362,10 +372,12 @@ class KeyFile:
     def _head(self) -> bool:
         """Whether somebody is queued; notes the token. A file that somebody emptied is begun anew."""
         words = self._words
-        if words is not None and self._seen and words[_QUIET] in (_CALM, _CALM_QUEUED):
-            self.token = words[_TOKEN]
-            self._boot = words[_BOOTED]
-            return bool(words[_QUIET] == _CALM_QUEUED)
+        if words is not None and self._seen:
+            word = words[_QUIET]
+            if word & _MAGIC_BITS == _CALM:
+                self.token = words[_TOKEN]
+                self._boot = words[_BOOTED]
+                return bool(word & _QUEUED_BITS)
         data = pread(self._fd, _HEAD_SIZE, _HEAD_AT)
         if len(data) < _HEAD_SIZE or not data.startswith(_MAGIC):
             self._begin()

@@ -1,6 +1,6 @@
 """What stands in a lock file. Byte 0 is left alone: on Windows the lock itself lies on it.
 
-16   magic; a byte: somebody is queued; three zeros
+16   magic; a byte: somebody is queued; a byte: no directory above is locked as such (see `directory.py`); two zeros
 24   token of the last exclusive grant, boot it was issued in, process, since, length, "host agent run tool"
 512  the same of the last reader, without token and boot
 1024 length of the key, key
@@ -20,6 +20,7 @@ from .contract import Holder, Mode, Owner, this_host, this_process
 __all__ = [
     "BOOTED",
     "CALM",
+    "CLEAR",
     "GRANT",
     "HEAD",
     "HEAD_AT",
@@ -42,7 +43,7 @@ __all__ = [
 MAGIC = b"AGL1"
 HEAD_AT = 16
 HEAD = struct.Struct("<4sB3xQQ")
-QUEUED = 20
+QUEUED, CLEAR = 20, 21
 GRANT, READER, KEY = 24, 512, 1024
 HOLDER_AT = 40
 TOKEN, BOOTED, QUIET = 3, 4, 2  # words: where they are in a mapped file; QUIET holds `CALM` while nobody is queued

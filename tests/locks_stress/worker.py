@@ -1,150 +1,325 @@
 """One process of the stress: takes locks, notes what it sees, may be killed at any moment.
 
-    python worker.py FOLDER SCENE SECONDS SEED [MUTANT]
+    python worker.py FOLDER SCENE SEED [MUTANT]
 
-Each holder writes a line to a shared journal when it comes in and before it goes; the test reads them.
+It says "ready", begins at the first line of its input, ends its scene at the second, says "done", and stays until its
+input ends.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
+import shutil
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from agentguard.locks import Claim, FileBackend, LockTable, Mode, Owner, Ticket, await_, wait
-from agentguard.locks import domain as domain_module
+from journal import IS, IX, MODES, Journal, S, X
+from mutants import MUTANTS
 
+from agentguard.exceptions import LockTimeout
+from agentguard.flow import arun, locked, run
+from agentguard.locks import Claim, FileBackend, LockTable, Mode, Owner, await_, table_for, wait
+from agentguard.locks.keyfile import KeyFile
+
+OWNER = Owner("a", "r", "t")
 KEY = "file:d/"
+WAYS = ("file:d/", "file:d/a", "file:d/b", "file:d/e/", "file:d/e/c")  # what a call may be about
+ROUND = 0.01  # seconds from one fresh lock folder to the next
+FOLDER, SCENE, SEED, MUTANT = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), "".join(sys.argv[4:])
+
+numbers = itertools.count(1)
+stop = threading.Event()
 
 
-def end_with_the_test() -> None:
-    """Where the test is gone, its end of the pipe is closed: no worker goes on without it."""
-
-    def watch() -> None:
-        sys.stdin.read()
+def listen() -> None:
+    """The second line, and the end of the input: where the test is gone, no worker goes on without it."""
+    if not sys.stdin.readline():
         os._exit(3)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-class Journal:
-    def __init__(self, folder: Path) -> None:
-        self.fd = os.open(folder / "journal", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-
-    def note(self, sign: str, ticket: Ticket) -> None:
-        os.write(self.fd, f"{sign} {os.getpid()} {id(ticket)} {ticket.mode.index} {ticket.token}\n".encode())
+    stop.set()
+    sys.stdin.read()
+    os._exit(0)
 
 
-def threads(table: LockTable, journal: Journal, seconds: float, seed: int, modes: list[Mode], patience: float) -> None:
-    end = time.monotonic() + seconds
+def fail(args: object) -> None:
+    """No error of a thread may go unnoticed."""
+    traceback.print_exception(getattr(args, "exc_value", None))
+    os._exit(4)
 
-    def work(number: int) -> None:
-        chance = random.Random(seed * 100 + number)
-        while time.monotonic() < end:
-            ticket = table.request(Claim(Owner("a", "r", "t")), KEY, chance.choice(modes))
-            if wait(ticket, chance.random() * patience):
-                journal.note("+", ticket)
+
+def side_by_side(bodies: Iterable[Callable[[random.Random], object]]) -> None:
+    """Each on a thread, with chances of its own."""
+    threads = [
+        threading.Thread(target=body, args=(random.Random(SEED * 100 + number),)) for number, body in enumerate(bodies)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+async def disturb(call: Awaitable[None], chance: random.Random) -> None:
+    """Half of the calls are cancelled, at a random moment."""
+    task = asyncio.ensure_future(call)
+    if chance.random() < 0.5:
+        for _ in range(chance.randrange(4)):
+            await asyncio.sleep(0)
+        if chance.random() < 0.5:
+            await asyncio.sleep(chance.random() * 0.003)
+        task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
+# -- the scenes --------------------------------------------------------------------------------------------------------
+
+
+def threads(journal: Journal, modes: list[Mode]) -> None:
+    table = LockTable(FileBackend(FOLDER / "locks"))
+
+    def work(chance: random.Random) -> None:
+        while not stop.is_set():
+            number, mode = next(numbers), chance.choice(modes)
+            ticket = table.request(Claim(OWNER), KEY, mode)
+            if not ticket.granted:
+                journal.note("?", number, KEY, mode)
+            if wait(ticket, chance.random() * 0.02):
+                journal.note("+", number, KEY, mode, ticket.token)
                 time.sleep(chance.random() * 0.001)
-                journal.note("-", ticket)
+                journal.note("-", number, KEY, mode)
+            else:
+                journal.note("t", number, KEY, mode)
             table.release(ticket)
 
-    workers = [threading.Thread(target=work, args=(number,)) for number in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    side_by_side([work] * 3)
 
 
-async def tasks(table: LockTable, journal: Journal, seconds: float, seed: int, mutant: str) -> int:
-    """Half of the waits are cancelled at a random moment; the number of cancellations."""
-    end = time.monotonic() + seconds
-    cancelled = 0
+async def tasks(journal: Journal) -> None:
+    table = LockTable(FileBackend(FOLDER / "locks"))
 
     async def one(chance: random.Random) -> None:
-        ticket = table.request(Claim(Owner("a", "r", "t")), KEY, chance.choice([Mode.EXCLUSIVE, Mode.SHARED]))
-        done = False
+        number, mode = next(numbers), chance.choice([X, S])
+        ticket = table.request(Claim(OWNER), KEY, mode)
+        cancelled = False
+        if not ticket.granted:
+            journal.note("?", number, KEY, mode)
         try:
             if await await_(ticket, chance.random() * 0.01):
-                journal.note("+", ticket)
+                journal.note("+", number, KEY, mode, ticket.token)
                 try:
                     await asyncio.sleep(chance.random() * 0.0005)
                 finally:
-                    journal.note("-", ticket)
-            done = True
+                    journal.note("-", number, KEY, mode)
+            else:
+                journal.note("t", number, KEY, mode)
+        except asyncio.CancelledError:
+            cancelled = True
+            journal.note("c", number, KEY, mode)
+            raise
         finally:
-            if done or mutant != "no release on cancel":
+            if not (cancelled and MUTANT == "no release on cancel"):
                 table.release(ticket)
 
     async def work(number: int) -> None:
-        nonlocal cancelled
-        chance = random.Random(seed * 100 + number)
-        while time.monotonic() < end:
-            task = asyncio.ensure_future(one(chance))
-            if chance.random() < 0.5:
-                for _ in range(chance.randrange(4)):
-                    await asyncio.sleep(0)
-                if chance.random() < 0.5:
-                    await asyncio.sleep(chance.random() * 0.003)
-                task.cancel()
-                cancelled += 1
-            await asyncio.gather(task, return_exceptions=True)
+        chance = random.Random(SEED * 100 + number)
+        while not stop.is_set():
+            await disturb(one(chance), chance)
 
     await asyncio.gather(*(work(number) for number in range(12)))
-    return cancelled
 
 
-def turns(table: LockTable, journal: Journal, seconds: float) -> int:
-    """As fast as possible, again and again: how often this process came in."""
-    end = time.monotonic() + seconds
-    count = 0
-    while time.monotonic() < end:
-        ticket = table.request(Claim(Owner("a", "r", "t")), "db:a", Mode.EXCLUSIVE)
+def line(journal: Journal) -> None:
+    """As fast as possible, again and again, one after the other."""
+    stand = KeyFile._stand_in_line
+    key = "db:a"
+
+    def stand_in_line(self: KeyFile) -> bool:
+        stands = stand(self)
+        if stands:
+            journal.note("l", 0, key, X)
+        return stands
+
+    KeyFile._stand_in_line = stand_in_line  # type: ignore[method-assign]
+    table = LockTable(FileBackend(FOLDER / "locks"))
+    while not stop.is_set():
+        number = next(numbers)
+        journal.note("r", number, key, X)
+        ticket = table.request(Claim(OWNER), key, X)
         wait(ticket)
+        journal.note("+", number, key, X, ticket.token)
         time.sleep(0.001)
+        journal.note("-", number, key, X)
         table.release(ticket)
-        count += 1
-    return count
+
+
+def files(journal: Journal) -> None:
+    """The lock file is deleted or replaced, by its holder as the last act: nobody else can lose anything by that."""
+    folder, key = FOLDER / "locks", "db:a"
+    chance = random.Random(SEED)
+    table = LockTable(FileBackend(folder))
+    while not stop.is_set():
+        if chance.random() < 0.1:  # else all would keep the first file open
+            table.close()
+            table = LockTable(FileBackend(folder))
+        number = next(numbers)
+        ticket = table.request(Claim(OWNER), key, X)
+        if not ticket.granted:
+            journal.note("?", number, key, X)
+        if wait(ticket, chance.random() * 0.02):
+            journal.note("+", number, key, X, ticket.token)
+            time.sleep(chance.random() * 0.0005)
+            journal.note("-", number, key, X)
+            if chance.random() < 0.3:
+                with suppress(FileNotFoundError):
+                    spoil(FileBackend(folder).path(key), chance)
+        else:
+            journal.note("t", number, key, X)
+        table.release(ticket)
+
+
+def spoil(path: str, chance: random.Random) -> None:
+    act = chance.randrange(4)
+    if act < 2:
+        os.unlink(path)
+        if act:
+            os.unlink(path + ".next")
+        return
+    new = f"{path}.{os.getpid()}"
+    if act == 2:
+        open(new, "w").close()
+    else:
+        shutil.copy(path, new)
+    os.replace(new, path)
+
+
+def next_round() -> int:
+    """Wait for the next round: all processes begin it at the same moment, whichever of them was killed."""
+    now = time.monotonic()
+    number = int(now / ROUND) + 1
+    time.sleep(number * ROUND - now)
+    return number
+
+
+class Call:
+    """What a guarded call locks: something, and by intention all directories above it; in the round's lock folder."""
+
+    def __init__(self, journal: Journal, chance: random.Random, round_: int) -> None:
+        key, mode = chance.choice(WAYS), chance.choice([X, X, S])
+        above = [key[:at] for at in range(1, len(key)) if key[at - 1] in ":/"]
+        self.wanted = [*((directory, IX if mode is X else IS) for directory in above), (key, mode)]
+        self.modes = dict(self.wanted)
+        self.late, self.pause, self.patience = (chance.random() * most for most in (0.0015, 0.001, 0.01))
+        self.journal, self.folder, self.number = journal, str(round_), next(numbers)
+        self.claim = Claim(OWNER)
+        self.table = table_for(FOLDER / self.folder)
+        self.acquire = locked(self.claim, [(self.table, self.wanted)], self.limit)
+
+    def limit(self, key: str) -> float:
+        """Asked before each wait."""
+        self.note("?", key)
+        return self.patience
+
+    def note(self, sign: str, key: str = "") -> None:
+        key = key or self.wanted[-1][0]
+        token = self.claim.held[key].token if sign == "+" else 0
+        self.journal.note(sign, self.number, key, self.modes[key], token, self.folder)
+
+    def end(self) -> None:
+        LockTable.release_all(self.claim)
+        self.table.close()
+
+
+def calls(journal: Journal) -> None:
+    """In a fresh lock folder every few milliseconds: what is special is the first lock of a directory."""
+
+    def work(chance: random.Random) -> None:
+        while not stop.is_set():
+            call = Call(journal, chance, next_round())
+            try:
+                time.sleep(call.late)
+                run(call.acquire)
+                call.note("+")
+                time.sleep(call.pause)
+                call.note("-")
+            except LockTimeout:
+                call.note("t")
+            finally:
+                call.end()
+
+    async def one(chance: random.Random, round_: int) -> None:
+        call = Call(journal, chance, round_)
+        try:
+            await asyncio.sleep(call.late)
+            await arun(call.acquire)
+            call.note("+")
+            try:
+                await asyncio.sleep(call.pause)
+            finally:
+                call.note("-")
+        except LockTimeout:
+            call.note("t")
+        except asyncio.CancelledError:
+            call.note("c")
+            raise
+        finally:
+            call.end()
+
+    async def both(chance: random.Random) -> None:
+        while not stop.is_set():
+            round_ = next_round()
+            await asyncio.gather(*(disturb(one(chance, round_), chance) for _ in range(2)))
+
+    side_by_side([work, work, lambda chance: asyncio.run(both(chance))])
+
+
+def take(key: str) -> None:
+    """Said step by step: for what must be killed in a certain state."""
+    table, claim = LockTable(FileBackend(FOLDER / "locks")), Claim(OWNER)
+    wanted = [("file:", IX), ("file:d/", IX), (key, X)] if key == "file:d/a" else [(key, X)]
+    ticket = table.request_all(claim, wanted)[-1]
+    print("waiting", not ticket.granted, flush=True)
+    assert wait(ticket, 20)
+    print("held", ticket.token, flush=True)
+    stop.wait()
+    table.release_all(claim)
 
 
 def main() -> None:
-    folder, scene, seconds, seed = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
-    mutant = sys.argv[5] if len(sys.argv) > 5 else ""
-    domain_module.COHORT = 0.0 if scene == "turns" else domain_module.COHORT
-    table = LockTable(FileBackend(folder / "locks"))
-    journal = Journal(folder)
+    threading.excepthook = fail
+    MUTANTS[MUTANT]()
+    journal = Journal(FOLDER)
     print("ready", flush=True)
     sys.stdin.readline()
-    if scene not in ("hold", "wait"):  # which read on themselves
-        end_with_the_test()
-    result: object = None
-    if scene == "threads":
-        threads(table, journal, seconds, seed, [Mode.EXCLUSIVE, Mode.EXCLUSIVE, Mode.SHARED], 0.05)
-    elif scene == "modes":
-        threads(table, journal, seconds, seed, list(Mode), 0.05)
-    elif scene == "tasks":
-        result = asyncio.run(tasks(table, journal, seconds, seed, mutant))
-    elif scene == "turns":
-        result = turns(table, journal, seconds)
-    elif scene == "hold":
-        ticket = table.request(Claim(Owner("holder", "r", "t")), "db:a", Mode.EXCLUSIVE)
-        assert wait(ticket, 20)
-        journal.note("+", ticket)
-        print("held", ticket.token, flush=True)
-        sys.stdin.readline()
-        table.release(ticket)
-    elif scene == "wait":
-        ticket = table.request(Claim(Owner("waiter", "r", "t")), "db:a", Mode.EXCLUSIVE)
-        print("waiting", ticket.granted, flush=True)
-        assert wait(ticket, 20)
-        print("held", ticket.token, flush=True)
-        sys.stdin.readline()
-        table.release(ticket)
-    print("done", result, flush=True)
-    os._exit(0)  # a thread that reads would keep the interpreter from ending in order
+    listener = threading.Thread(target=listen)
+    listener.start()
+    try:
+        if SCENE == "threads":
+            threads(journal, [X, X, S])
+        elif SCENE == "modes":
+            threads(journal, MODES)
+        elif SCENE == "tasks":
+            asyncio.run(tasks(journal))
+        elif SCENE == "line":
+            line(journal)
+        elif SCENE == "files":
+            files(journal)
+        elif SCENE == "calls":
+            calls(journal)
+        else:
+            take(SCENE)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(4)
+    print("done", flush=True)
+    listener.join()
 
 
 if __name__ == "__main__":
