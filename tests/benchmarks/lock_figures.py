@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import sys
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -43,6 +44,17 @@ def contended(runs: Sequence[Sequence[Stamp]], seconds: float) -> Figures:
     counts = [sum(released > 0 for *_, released in run) for run in runs]
     waits = [(granted - asked) / 1e6 for run in runs for asked, granted, _ in run]
     return {"a second": sum(counts) / seconds, **spread("wait", "ms", waits), "Jain": jain(counts)}
+
+
+def beyond(waits: Sequence[Stamp], holds: Sequence[Stamp]) -> list[float]:
+    """Of each wait the ms after everybody who held the lock had released it: what the lock adds by itself."""
+    ends = sorted(released for _, _, released in holds if released)
+    found = []
+    for asked, granted, _ in waits:
+        before = bisect.bisect_right(ends, granted)
+        last = ends[before - 1] if before else 0
+        found.append((granted - max(asked, last)) / 1e6)
+    return found
 
 
 def hand_overs(peer: str, runs: Sequence[Sequence[Stamp]]) -> Figures:

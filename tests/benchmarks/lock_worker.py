@@ -140,7 +140,7 @@ def left(end: int) -> float:
 
 
 def loop(peer: Peer, kind: str, seconds: float, hold: float, pause: float = 0.0) -> list[Stamp]:
-    """Again and again: take the lock, hold it, give it back."""
+    """Again and again: take the lock, hold it, give it back; pauses are random, so that nobody falls into step."""
     lock = getattr(peer, kind)("one")
     stamps: list[Stamp] = []
     end = go() + int(seconds * 1e9)
@@ -152,7 +152,7 @@ def loop(peer: Peer, kind: str, seconds: float, hold: float, pause: float = 0.0)
             lock.release()
         stamps.append((asked, granted, released))
         if pause:
-            time.sleep(pause)
+            time.sleep(random.random() * 2 * pause)
     return stamps
 
 
