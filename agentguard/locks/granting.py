@@ -6,17 +6,16 @@ import time
 from concurrent.futures import Future
 
 from ..exceptions import AgentGuardError
+from .arrival import PUMPS, Arrival
 from .contract import Backend, BeginAgain, Lock, Mode
 from .cycles import forbid_cycle, forbid_upgrade
 from .domain import Domain
 from .native import BUSY
-from .pump import Pumps
-from .section import LATER, TODO, leave, wake
+from .section import wake
 from .tickets import Claim, Queue, Ticket
 
 __all__ = ["IDLE", "PUMPS", "Granting"]
 
-PUMPS = Pumps(leave)
 # So many idle keys keep their state and their descriptors (one each, more after contention).
 IDLE = 128
 _BUCKETS = 4096
@@ -347,7 +346,7 @@ class Granting:
         lock.step_out()
         domain.pumping = True
         try:
-            PUMPS.submit(_Wait(domain, lock, head.mode if head is not None else _X))
+            PUMPS.submit(Arrival(domain, lock, head.mode if head is not None else _X))
         except BaseException:
             domain.pumping = False
             raise
@@ -381,60 +380,6 @@ class Granting:
             if domain.lock is not None:
                 domain.lock.abandon()
         self._domains = {}
-
-
-class _Wait:
-    """Waiting for another process on a thread kept for it (`pump.Job`), and what its end calls for (`section.Item`)."""
-
-    __slots__ = ("_domain", "_error", "_lock", "_mode")
-
-    def __init__(self, domain: Domain, lock: Lock, mode: Mode) -> None:
-        self._domain, self._lock, self._mode = domain, lock, mode
-        self._error: BaseException | None = None
-
-    def _wanted(self) -> bool:
-        return bool(self._domain.waiting)
-
-    def wait(self) -> None:
-        if self._domain.waiting:
-            try:
-                self._lock.acquire(self._mode, self._wanted)
-            except (OSError, AgentGuardError) as error:
-                self._error = error
-        TODO.append(self)
-        leave()
-
-    def poll(self) -> bool:
-        try:
-            if not self._lock.poll(self._mode, self._wanted) and self._domain.waiting:
-                return False
-        except (OSError, AgentGuardError) as error:
-            self._error = error
-        TODO.append(self)
-        return True
-
-    def attend(self) -> None:
-        self._domain.table.arrived(self._domain, self._error)
-        LATER.append(_StepOut(self._domain, self._lock))
-
-    def mend(self) -> None:
-        self._domain.pumping = False
-        self._domain.table.mend_queue(self._domain)
-
-
-class _StepOut:
-    """Letting the next one into the line: `section.Item`."""
-
-    __slots__ = ("_domain", "_lock")
-
-    def __init__(self, domain: Domain, lock: Lock) -> None:
-        self._domain, self._lock = domain, lock
-
-    def attend(self) -> None:
-        if not self._domain.pumping:  # else another wait has begun, which did it first
-            self._lock.step_out()
-
-    mend = attend
 
 
 def _on_trust(claim: Claim, domain: Domain) -> bool:

@@ -167,7 +167,8 @@ class KeyFile:
 
     def confirm(self, looks: int) -> None:
         if looks == self.key.count("/") + 1:
-            pwrite(self._fd, b"\1", record.CLEAR)
+            with suppress(OSError):  # the next holder looks again then
+                pwrite(self._fd, b"\1", record.CLEAR)
 
     def unconfirm(self) -> None:
         """With the file locked exclusively: whoever locks it next must look at the directories above."""

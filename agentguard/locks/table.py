@@ -10,11 +10,12 @@ import weakref
 from collections.abc import Sequence
 
 from ..exceptions import LockLost
+from .arrival import PUMPS
 from .contract import Backend, Holder, KeyStatistics, Mode, Statistics
 from .cycles import BLOCKED_LOOPS
 from .domain import Domain
 from .forks import MUTEX, after_fork
-from .granting import PUMPS, Granting
+from .granting import Granting
 from .section import TODO, WAKING, forget, leave, section, work_off
 from .tickets import Claim, Ticket
 
