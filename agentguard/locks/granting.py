@@ -163,11 +163,11 @@ class Granting:
             self._longest = max(self._longest, waited)
             if isinstance(queue, Domain):
                 queue.longest = max(queue.longest, waited)
-        claim, key = ticket.claim, ticket.key
+        claim, key, mode = ticket.claim, ticket.key, ticket.mode
         if isinstance(queue, Domain):
             queue.grants += 1
             queue.used = True
-            lock, mode = queue.lock, ticket.mode
+            lock = queue.lock
             if lock is None:
                 ticket.token = self._count(key, mode)
             elif queue.have is not None:  # else an intention on trust
@@ -184,7 +184,9 @@ class Granting:
         elif queue.inside is not None:
             ticket.token = queue.inside.token
         # In this order `withdraw` of another ticket can tell, after an interrupt, how far this one had come.
-        queue.admit(ticket)
+        queue.granted[ticket] = None
+        queue.counts[mode.index] += 1
+        queue.mask |= mode.bit
         ticket.since = _now()
         held = claim.held
         earlier = held.get(key)
@@ -255,14 +257,7 @@ class Granting:
             ticket.queue = None
             self._settle(queue)
             return
-        claim = ticket.claim
-        held = claim.held
-        if ticket.earlier is None and held.get(ticket.key) is ticket:  # the usual case of `_let_go`, shorter
-            del held[ticket.key]
-            if claim.trust is not None and not held:
-                claim.trust = None
-        else:
-            _let_go(ticket)
+        _let_go(ticket)
         ticket.granted = False
         if ticket.children is not None and not ticket.children.empty():
             ticket.lingers = True  # the calls inside go on: the key stays theirs until the last of them has ended
@@ -407,17 +402,18 @@ def _broken(trust: list[Lock], lock: Lock) -> bool:
 
 def _let_go(ticket: Ticket) -> None:
     """The claim does not hold this ticket any more; one that it has of the same key from before counts again."""
-    held = ticket.claim.held
-    if held.get(ticket.key) is ticket:
+    claim, key = ticket.claim, ticket.key
+    held = claim.held
+    if held.get(key) is ticket:
         earlier = ticket.earlier
         while earlier is not None and not earlier.granted:
             earlier = earlier.earlier
-        if earlier is None:
-            del held[ticket.key]
-            if not held:
-                ticket.claim.trust = None
+        if earlier is not None:
+            held[key] = earlier
         else:
-            held[ticket.key] = earlier
+            del held[key]
+            if not held:
+                claim.trust = None
 
 
 def _forget(queue: Queue) -> None:

@@ -25,12 +25,13 @@ FLAGS = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) |
 X = Mode.EXCLUSIVE
 _SHARED_NOW, _EXCLUSIVE_NOW = SHARED | AT_ONCE, EXCLUSIVE | AT_ONCE
 _HEAD_AT, _HEAD_SIZE, _MAGIC, _WHOLE = record.HEAD_AT, record.HEAD.size, record.MAGIC, record.KEY
-_HOLDER_AT, _READER = record.HOLDER_AT, record.READER
+_HOLDER_AT, _SINCE, _READER = record.HOLDER_AT, record.SINCE, record.READER
 _QUIET, _CALM, _TOKEN, _BOOTED = record.QUIET, record.CALM, record.TOKEN, record.BOOTED
 _ALL_BUT_CLEAR = ~(0xFF << 8 * (record.CLEAR - 8 * record.QUIET))
 _MAGIC_BITS, _QUEUED_BITS = 0xFFFFFFFF, 0xFF << 8 * (record.QUEUED - 8 * record.QUIET)
 _unpack_head = record.HEAD.unpack
 _lstat = os.lstat
+_now = time.time
 
 
 class KeyFile:
@@ -51,7 +52,9 @@ class KeyFile:
         "_mapped",
         "_path",
         "_seen",
+        "_stamped",
         "_standing",
+        "_told",
         "_turn_ino",
         "_words",
         "key",
@@ -68,6 +71,8 @@ class KeyFile:
         self.mode: Mode | None = None
         self.token = 0
         self.trusted = self.vouches = False
+        self._told: Owner | None = None  # whom the file names, as of `_stamped`
+        self._stamped = 0  # the last token that this process issued
         self._boot = 0
         self._path = backend.path(key)
         self._fd = -1
@@ -279,20 +284,26 @@ class KeyFile:
     # -- while held ------------------------------------------------------------------------------------------------
 
     def stamp(self, owner: Owner) -> int:
-        token = self.token + 1
-        if token == 1 or self._boot != record.BOOT:
-            token = record.next_token(self.token, self._boot)
+        last = self.token
+        token = last + 1
+        if not last or self._boot != record.BOOT:
+            token = record.next_token(last, self._boot)
             self._boot = record.BOOT
         if self._seen and (mapped := self._mapped) is not None:
             self._seen = False
-            text = record.pack_holder(owner)
-            mapped.bytes[_HOLDER_AT : _HOLDER_AT + len(text)] = text
+            if owner is self._told and last == self._stamped:  # the file says all of it already, but for the time
+                mapped.doubles[_SINCE] = _now()
+            else:
+                text = record.pack_holder(owner)
+                mapped.bytes[_HOLDER_AT : _HOLDER_AT + len(text)] = text
+                self._told = owner
             # In this order: a token with the mark of an older boot is only taken for one that may be too low.
             mapped.words[_TOKEN] = token
             mapped.words[_BOOTED] = self._boot
         else:
             pwrite(self._fd, record.pack_grant(token, owner), record.GRANT)
-        self.token = token
+            self._told = owner
+        self.token = self._stamped = token
         return token
 
     def describe(self, owner: Owner) -> None:

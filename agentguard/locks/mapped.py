@@ -27,7 +27,7 @@ _OPTIONS = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 class Mapped:
     """The first `SIZE` bytes of an open file. Raises OSError or ValueError where they cannot be had."""
 
-    __slots__ = ("_map", "bytes", "words")
+    __slots__ = ("_map", "bytes", "doubles", "words")
 
     def __init__(self, fd: int) -> None:
         if mmap is None or sys.byteorder != "little":
@@ -35,9 +35,11 @@ class Mapped:
         self._map = mmap.mmap(fd, SIZE, **_OPTIONS)
         self.bytes = memoryview(self._map)
         self.words = self.bytes.cast("Q")
+        self.doubles = self.bytes.cast("d")
 
     def close(self) -> None:
         with suppress(BufferError):
             self.words.release()
+            self.doubles.release()
             self.bytes.release()
             self._map.close()

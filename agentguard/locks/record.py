@@ -11,11 +11,13 @@ Numbers are eight bytes, aligned and little-endian, so that a mapped file is rea
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import time
 from pathlib import Path
 
-from .contract import Holder, Mode, Owner, this_host, this_process
+from .contract import Holder, Mode, Owner, this_host
+from .forks import after_fork
 
 __all__ = [
     "BOOTED",
@@ -30,6 +32,7 @@ __all__ = [
     "QUEUED",
     "QUIET",
     "READER",
+    "SINCE",
     "TOKEN",
     "file_name",
     "key_block",
@@ -46,7 +49,8 @@ HEAD = struct.Struct("<4sB3xQQ")
 QUEUED, CLEAR = 20, 21
 GRANT, READER, KEY = 24, 512, 1024
 HOLDER_AT = 40
-TOKEN, BOOTED, QUIET = 3, 4, 2  # words: where they are in a mapped file; QUIET holds `CALM` while nobody is queued
+# Words: where they are in a mapped file; QUIET holds `CALM` while nobody is queued.
+TOKEN, BOOTED, QUIET, SINCE = 3, 4, 2, 6
 CALM = int.from_bytes(MAGIC, "little")
 _TOKEN = struct.Struct("<QQ")
 _HOLDER = struct.Struct("<QdQ")
@@ -81,6 +85,15 @@ def next_token(last: int, boot: int) -> int:
     return last + 1 if last and boot == BOOT else max(last + 1, time.time_ns() // 1000)
 
 
+def _after_fork() -> None:
+    global _pid
+    _pid = os.getpid()
+
+
+_pid = os.getpid()
+after_fork(_after_fork)
+
+
 def text_of(owner: Owner) -> bytes:
     """An owner as lock files tell it; made once for each `Owner`."""
     text = owner.packed
@@ -96,7 +109,7 @@ def text_of(owner: Owner) -> bytes:
 def pack_holder(owner: Owner) -> bytes:
     """Process, since, length and text: what both kinds of holders leave."""
     text = owner.packed or text_of(owner)
-    return _pack_holder(this_process(), _now(), len(text)) + text
+    return _pack_holder(_pid, _now(), len(text)) + text
 
 
 def pack_grant(token: int, owner: Owner) -> bytes:

@@ -44,7 +44,16 @@ class LockTable(Granting):
         the token. Raises Deadlock if waiting would never end, ValueError for an intention on a key that is no
         directory, ConfigError or OSError when the place of the locks cannot be used; then there is no ticket.
         """
-        return self._request(claim, ((key, mode),), False)[0]
+        ticket = Ticket(claim, key, mode, self)
+        try:
+            with MUTEX:
+                if TODO:
+                    work_off()
+                self._ask(ticket, False)
+        finally:
+            if TODO or WAKING:
+                leave()
+        return ticket
 
     def request_all(self, claim: Claim, wanted: Sequence[tuple[str, Mode]]) -> list[Ticket]:
         """Ask for keys in their order, up to the first that is not granted at once: the tickets up to there.
@@ -54,23 +63,14 @@ class LockTable(Granting):
         intentions on trust (`Lock.trusted`), so this is cheaper than as many requests. Raises `BeginAgain`, as may the
         last ticket's `future`. After any error `release_all` gives back what was granted before it.
         """
-        return self._request(claim, wanted, True)
-
-    def _request(self, claim: Claim, wanted: Sequence[tuple[str, Mode]], trust: bool) -> list[Ticket]:
         tickets: list[Ticket] = []
         try:
             with MUTEX:
                 if TODO:
                     work_off()
                 for key, mode in wanted:
-                    if mode.intent and not key.endswith(("/", ":")):
-                        raise ValueError(f"{key!r} is no directory (it ends in neither '/' nor ':'): not held {mode}")
                     ticket = Ticket(claim, key, mode, self)
-                    try:
-                        self.ask(ticket, trust)
-                    except BaseException:
-                        self.withdraw(ticket)
-                        raise
+                    self._ask(ticket, True)
                     tickets.append(ticket)
                     if not ticket.granted:
                         break
@@ -78,6 +78,16 @@ class LockTable(Granting):
             if TODO or WAKING:
                 leave()
         return tickets
+
+    def _ask(self, ticket: Ticket, trust: bool) -> None:
+        key, mode = ticket.key, ticket.mode
+        if mode.intent and not key.endswith(("/", ":")):
+            raise ValueError(f"{key!r} is no directory (it ends in neither '/' nor ':'): not held {mode}")
+        try:
+            self.ask(ticket, trust)
+        except BaseException:
+            self.withdraw(ticket)
+            raise
 
     def release(self, ticket: Ticket) -> None:
         """Give a ticket back, or stop waiting for it; the next in line is granted.

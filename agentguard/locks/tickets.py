@@ -162,12 +162,6 @@ class Queue:
         if first:
             self.waiting.move_to_end(ticket, last=False)
 
-    def admit(self, ticket: Ticket) -> None:
-        mode = ticket.mode
-        self.granted[ticket] = None
-        self.counts[mode.index] += 1
-        self.mask |= mode.bit
-
     def remove(self, ticket: Ticket) -> None:
         mode = ticket.mode
         del self.granted[ticket]
