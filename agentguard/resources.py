@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .exceptions import ConfigError, UndeclaredWrite
-from .locks import Mode
+from .locks import Mode, directories_above
 
 __all__ = ["FOLDER", "Resource", "Resources", "plan", "still"]
 
@@ -191,7 +191,7 @@ def plan(wanted: tuple[tuple[Resource, bool], ...]) -> tuple[tuple[Path, tuple[t
     for resource, exclusive in wanted:
         own, above = (Mode.EXCLUSIVE, Mode.INTENT_EXCLUSIVE) if exclusive else (Mode.SHARED, Mode.INTENT_SHARED)
         if resource.path is not None:
-            for key in ancestors(resource.key):
+            for key in directories_above(resource.key):
                 _raise(modes, (resource.home, key), above)
         _raise(modes, (resource.home, resource.key), own)
     ordered = sorted(modes.items())
@@ -207,14 +207,6 @@ def _steps(root: str, text: str) -> list[str]:
     for part in text.split("/"):
         found.append(f"{found[-1]}/{part}")
     return found[1:]
-
-
-def ancestors(key: str) -> list[str]:
-    """The directories above a file key, outermost first: `file:a/b.md` -> `file:`, `file:a/`."""
-    if key == "file:":
-        return []
-    parts = key[len("file:") :].rstrip("/").split("/")[:-1]
-    return ["file:"] + ["file:" + "/".join(parts[: n + 1]) + "/" for n in range(len(parts))]
 
 
 def _raise(modes: dict[tuple[Path, str], Mode], at: tuple[Path, str], mode: Mode) -> None:

@@ -326,6 +326,24 @@ def test_a_look_that_left_a_directory_out_serves_nobody(open_table: Callable[[],
             one.release_all(claim)
 
 
+def test_a_look_at_other_directories_is_none(folder: Path, open_table: Callable[[], LockTable]) -> None:
+    """One call beneath two directories, one of them on trust and one by a lock: as many looks as there are above."""
+    one, two = open_table(), open_table()
+    beneath = (("file:", IX), ("file:e/", IX), ("file:e/c", X))
+    for _ in range(3):
+        claim = caller()
+        take(two, beneath, claim)
+        two.release_all(claim)
+    use(one, "file:e/", X)
+    claim = caller()
+    take(one, (*WRITE, *beneath[1:]), claim)
+    one.release_all(claim)
+    whole = take(one, (("file:", IX), ("file:e/", X)))
+    with pytest.raises(BeginAgain):
+        two.request_all(caller(), beneath)
+    assert whole[-1].granted
+
+
 def test_a_note_that_is_lost_with_the_file_is_not_believed(folder: Path, open_table: Callable[[], LockTable]) -> None:
     one, two = open_table(), open_table()
     for _ in range(3):

@@ -271,6 +271,29 @@ def test_a_lock_file_that_was_replaced_is_opened_anew(
     one.release(held)
 
 
+@pytest.mark.parametrize("mode", [X, S])
+def test_a_lock_that_was_lost_is_handed_on_to_nobody(
+    folder: Path, open_table: Callable[[], LockTable], mode: Mode
+) -> None:
+    """Within one process neither: the next one there would not exclude those who found the new file."""
+    one, two = open_table(), open_table()
+    first = one.request(caller(), "db:a", mode)
+    second = one.request(caller(), "db:a", X)
+    file_of(folder, "db:a").unlink()
+    other = two.request(caller(), "db:a", X)
+    assert other.granted
+    joining = one.request(caller(), "db:a", mode)
+    one.release(first)
+    assert not wait(second, 0.01)
+    assert not joining.granted
+    two.release(other)
+    assert wait(second, 20)
+    one.verify(second)
+    one.release(second)
+    assert wait(joining, 20)
+    one.verify(joining)
+
+
 def test_without_the_inode_check_there_are_two_holders(
     folder: Path, open_table: Callable[[], LockTable], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentguard import ConfigError, UndeclaredWrite
-from agentguard.locks import Mode
-from agentguard.resources import Resource, Resources, ancestors, home_of, plan
+from agentguard.locks import Mode, directories_above
+from agentguard.resources import Resource, Resources, home_of, plan
 
 
 @pytest.fixture
@@ -104,11 +104,11 @@ def test_a_planted_link_is_no_home(root: Path, tmp_path: Path) -> None:
     assert home_of(root / "a") == root
 
 
-def test_ancestors() -> None:
-    assert ancestors("file:") == []
-    assert ancestors("file:x") == ["file:"]
-    assert ancestors("file:a/b/") == ["file:", "file:a/"]
-    assert ancestors("file:a/b/c") == ["file:", "file:a/", "file:a/b/"]
+def test_directories_above() -> None:
+    assert directories_above("file:") == []
+    assert directories_above("file:x") == ["file:"]
+    assert directories_above("file:a/b/") == ["file:", "file:a/"]
+    assert directories_above("file:a/b/c") == ["file:", "file:a/", "file:a/b/"]
 
 
 def test_plan_orders_merges_and_adds_intentions(tmp_path: Path) -> None:

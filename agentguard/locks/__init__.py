@@ -31,7 +31,18 @@ system call, `filesystem` for where it can be trusted.
 
 from __future__ import annotations
 
-from .contract import Backend, BeginAgain, Holder, KeyStatistics, Lock, Mode, Owner, Statistics, is_directory
+from .contract import (
+    Backend,
+    BeginAgain,
+    Holder,
+    KeyStatistics,
+    Lock,
+    Mode,
+    Owner,
+    Statistics,
+    directories_above,
+    is_directory,
+)
 from .file import FileBackend, FileTable, table_for
 from .table import LockTable
 from .tickets import Claim, Ticket
@@ -52,6 +63,7 @@ __all__ = [
     "Statistics",
     "Ticket",
     "await_",
+    "directories_above",
     "is_directory",
     "table_for",
     "wait",

@@ -6,7 +6,7 @@ import enum
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,6 +21,7 @@ __all__ = [
     "Mode",
     "Owner",
     "Statistics",
+    "directories_above",
     "is_directory",
     "this_host",
     "this_process",
@@ -68,6 +69,13 @@ class Mode(enum.Enum):
 def is_directory(key: str) -> bool:
     """Whether keys can lie beneath this one: "file:reports/", or the root of a kind, "file:"."""
     return key.endswith(("/", ":"))
+
+
+def directories_above(key: str) -> list[str]:
+    """The directories above a key, outermost first: `file:a/b.md` -> `file:`, `file:a/`."""
+    kind, _, path = key.partition(":")
+    parts = path.rstrip("/").split("/")[:-1]
+    return [f"{kind}:"] * bool(path) + [f"{kind}:{'/'.join(parts[: n + 1])}/" for n in range(len(parts))]
 
 
 _host = ""
@@ -154,6 +162,7 @@ class Lock(Protocol):
     and never wait. (A backend behind a network answers False from `try_acquire`, and hands `release` to a thread.)
     """
 
+    key: str
     mode: Mode | None
     """What this process holds; at least what was asked for."""
     token: int
@@ -203,8 +212,8 @@ class Lock(Protocol):
         """`trusted`, as it is now: once False, always False."""
         ...
 
-    def confirm(self, looks: int) -> None:
-        """While held: so many directories above this key were looked at, and each is `trusted`. See `vouches`."""
+    def confirm(self, looked: Sequence[Lock]) -> None:
+        """While held: these directories were looked at, and each is `trusted`. See `vouches`."""
         ...
 
     def stamp(self, owner: Owner) -> int:

@@ -22,12 +22,12 @@ exclusive lock. Waiting for these steps is done inside the turnstile, so two pro
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .contract import Mode
+from .contract import Lock, Mode
 from .forks import OPENING
 from .keyfile import FLAGS, KeyFile
 from .native import EXCLUSIVE, SHARED, UNLOCK, pread
@@ -56,7 +56,7 @@ class DirectoryFile(KeyFile):
         # `access` asks for the real user: where that is another one, its "no" would not mean that there is no mark.
         self.trusted = not hasattr(os, "geteuid") or os.geteuid() == os.getuid()
 
-    def confirm(self, looks: int) -> None:
+    def confirm(self, looked: Sequence[Lock]) -> None:
         pass  # a directory is locked as such seldom enough: it never vouches
 
     def look(self) -> bool:

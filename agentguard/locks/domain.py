@@ -73,12 +73,13 @@ class Domain(Queue):
 
     def _may_stay(self, lock: Lock) -> bool:
         """Whether one more of this process may use what it has, or another process's turn has come."""
-        now = _monotonic()
-        if now - self.taken < COHORT:
-            return True
-        if not lock.contended():
-            self.taken = now
-            return True
+        if not lock.lost():
+            now = _monotonic()
+            if now - self.taken < COHORT:
+                return True
+            if not lock.contended():
+                self.taken = now
+                return True
         if self.granted:
             self.draining = True
         else:

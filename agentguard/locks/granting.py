@@ -396,7 +396,7 @@ def _broken(trust: list[Lock], lock: Lock) -> bool:
     for directory in trust:
         if not directory.look():
             return True
-    lock.confirm(len(trust))
+    lock.confirm(trust)
     return False
 
 

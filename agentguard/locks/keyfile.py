@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ..exceptions import ConfigError
 from . import record
-from .contract import Mode, Owner
+from .contract import Lock, Mode, Owner, directories_above
 from .forks import OPENING
 from .mapped import Mapped
 from .native import AT_ONCE, BUSY, EXCLUSIVE, SHARED, UNLOCK, pread, pwrite
@@ -170,8 +170,8 @@ class KeyFile:
     def look(self) -> bool:
         return self.trusted
 
-    def confirm(self, looks: int) -> None:
-        if looks == self.key.count("/") + 1:
+    def confirm(self, looked: Sequence[Lock]) -> None:
+        if {directory.key for directory in looked}.issuperset(directories_above(self.key)):
             with suppress(OSError):  # the next holder looks again then
                 pwrite(self._fd, b"\1", record.CLEAR)
 

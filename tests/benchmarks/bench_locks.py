@@ -172,8 +172,16 @@ def wait_once(crew: Crew, peer: str, seconds: float) -> tuple[float, float]:
 
 
 def handover(crew: Crew) -> None:
-    """One waits while another holds for 1 s and up to 60 ms more, so that a peer that polls does so at any phase."""
-    waited = turns(crew, peers("lock"), lambda peer, _: wait_once(crew, peer, 1 + random.random() * 0.06)[0], 13, 2)
+    """One waits while another holds for 1 s and up to 50 ms more.
+
+    In equal steps, so that a peer that looks each 50 ms is met at every moment of its sleep alike.
+    """
+    rounds, quickly = 13, 3
+
+    def run(peer: str, turn: int) -> float:
+        return wait_once(crew, peer, 1 + 0.05 * (turn + 0.5) / (quickly if quick else rounds))[0]
+
+    waited = turns(crew, peers("lock"), run, rounds, quickly)
     found = {peer: [spread("hand-over", "us", values)] if values else [] for peer, values in waited.items()}
     key = "hand-over median, us"
     bars = [

@@ -7,7 +7,8 @@ NUMBER tells the requests of a process apart, FOLDER is the lock folder. The sig
 r  asks                          +  is in: written after the grant
 ?  has to wait                   -  goes: written before the release
 t  gave up after a time-out      l  the process stands in line: its mark can be seen
-c  was cancelled                 k  written by the test: from now on the process may be dead
+c  was cancelled                 x  saw that it holds nothing, as the lock file was replaced
+                                 k  written by the test: from now on the process may be dead
 """
 
 from __future__ import annotations
@@ -31,6 +32,9 @@ class Journal:
         self, sign: str, number: int, key: str, mode: Mode, token: int = 0, folder: str = "locks", pid: int = 0
     ) -> None:
         os.write(self.fd, f"{sign} {pid or os.getpid()} {number} {mode.index} {token} {folder} {key}\n".encode())
+
+    def close(self) -> None:
+        os.close(self.fd)
 
 
 def exclude(one: Hold, other: Hold) -> bool:

@@ -31,12 +31,13 @@ from agentguard.locks.keyfile import KeyFile
 
 OWNER = Owner("a", "r", "t")
 KEY = "file:d/"
-WAYS = ("file:d/", "file:d/a", "file:d/b", "file:d/e/", "file:d/e/c")  # what a call may be about
-ROUND = 0.01  # seconds from one fresh lock folder to the next
+TREES = (("file:d/a", "file:d/b", "file:d/e/c", "file:d/", "file:d/e/"), ("file:e/c", "file:e/"))  # directories last
+ROUND = 0.01  # seconds
 FOLDER, SCENE, SEED, MUTANT = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), "".join(sys.argv[4:])
 
 numbers = itertools.count(1)
 stop = threading.Event()
+keeping, kept = threading.Lock(), dict[str, LockTable]()
 
 
 def listen() -> None:
@@ -147,7 +148,7 @@ def line(journal: Journal) -> None:
             journal.note("l", 0, key, X)
         return stands
 
-    KeyFile._stand_in_line = stand_in_line  # type: ignore[method-assign]
+    KeyFile._stand_in_line = stand_in_line
     table = LockTable(FileBackend(FOLDER / "locks"))
     while not stop.is_set():
         number = next(numbers)
@@ -161,28 +162,38 @@ def line(journal: Journal) -> None:
 
 
 def files(journal: Journal) -> None:
-    """The lock file is deleted or replaced, by its holder as the last act: nobody else can lose anything by that."""
+    """The lock file is deleted or replaced, by its holder as the last act: so nobody else loses what it holds.
+
+    Half of the processes open the file anew now and then (else all would keep the first one). In the others two threads
+    follow each other in what the process holds.
+    """
     folder, key = FOLDER / "locks", "db:a"
-    chance = random.Random(SEED)
+    path = FileBackend(folder).path(key)
     table = LockTable(FileBackend(folder))
-    while not stop.is_set():
-        if chance.random() < 0.1:  # else all would keep the first file open
-            table.close()
-            table = LockTable(FileBackend(folder))
-        number = next(numbers)
-        ticket = table.request(Claim(OWNER), key, X)
-        if not ticket.granted:
-            journal.note("?", number, key, X)
-        if wait(ticket, chance.random() * 0.02):
-            journal.note("+", number, key, X, ticket.token)
-            time.sleep(chance.random() * 0.0005)
-            journal.note("-", number, key, X)
-            if chance.random() < 0.3:
-                with suppress(FileNotFoundError):
-                    spoil(FileBackend(folder).path(key), chance)
-        else:
-            journal.note("t", number, key, X)
-        table.release(ticket)
+    alone = SEED % 2 == 0
+
+    def work(chance: random.Random) -> None:
+        nonlocal table
+        while not stop.is_set():
+            if alone and chance.random() < 0.1:
+                table.close()
+                table = LockTable(FileBackend(folder))
+            number = next(numbers)
+            ticket = table.request(Claim(OWNER), key, X)
+            if not ticket.granted:
+                journal.note("?", number, key, X)
+            if wait(ticket, chance.random() * 0.003):
+                journal.note("+", number, key, X, ticket.token)
+                time.sleep(chance.random() * 0.0005)
+                journal.note("-", number, key, X)
+                if chance.random() < 0.3:
+                    with suppress(FileNotFoundError):
+                        spoil(path, chance)
+            else:
+                journal.note("t", number, key, X)
+            table.release(ticket)
+
+    side_by_side([work] if alone else [work, work])
 
 
 def spoil(path: str, chance: random.Random) -> None:
@@ -209,65 +220,95 @@ def next_round() -> int:
 
 
 class Call:
-    """What a guarded call locks: something, and by intention all directories above it; in the round's lock folder."""
+    """What a guarded call locks: one thing or two, and by intention all directories above, in their order.
 
-    def __init__(self, journal: Journal, chance: random.Random, round_: int) -> None:
-        key, mode = chance.choice(WAYS), chance.choice([X, X, S])
-        above = [key[:at] for at in range(1, len(key)) if key[at - 1] in ":/"]
-        self.wanted = [*((directory, IX if mode is X else IS) for directory in above), (key, mode)]
-        self.modes = dict(self.wanted)
+    Each lock folder serves for `span` rounds. In the first half of them nobody locks a directory as such.
+    """
+
+    def __init__(self, journal: Journal, chance: random.Random, round_: int, span: int) -> None:
+        mode = chance.choice([X, X, S])
+        whole = round_ % span >= span // 2
+        self.targets = {
+            chance.choice([key for key in tree if whole or not key.endswith("/")]): next(numbers)
+            for tree in chance.choice([TREES, TREES[:1], TREES[1:]])
+        }
+        self.modes = dict.fromkeys(self.targets, mode)
+        for key in self.targets:
+            for at in range(1, len(key)):
+                if key[at - 1] in ":/":
+                    self.modes[key[:at]] = IX if mode is X else IS
         self.late, self.pause, self.patience = (chance.random() * most for most in (0.0015, 0.001, 0.01))
-        self.journal, self.folder, self.number = journal, str(round_), next(numbers)
+        self.journal, self.folder = journal, str(round_ // span)
         self.claim = Claim(OWNER)
         self.table = table_for(FOLDER / self.folder)
-        self.acquire = locked(self.claim, [(self.table, self.wanted)], self.limit)
+        keep(self.folder)
+        self.acquire = locked(self.claim, [(self.table, sorted(self.modes.items(), key=first))], self.limit)
 
     def limit(self, key: str) -> float:
         """Asked before each wait."""
-        self.note("?", key)
+        self.journal.note("?", min(self.targets.values()), key, self.modes[key], 0, self.folder)
         return self.patience
 
-    def note(self, sign: str, key: str = "") -> None:
-        key = key or self.wanted[-1][0]
-        token = self.claim.held[key].token if sign == "+" else 0
-        self.journal.note(sign, self.number, key, self.modes[key], token, self.folder)
+    def enter(self) -> None:
+        for key, number in self.targets.items():
+            self.journal.note("+", number, key, self.modes[key], self.claim.held[key].token, self.folder)
+
+    def go(self) -> None:
+        for key, number in self.targets.items():
+            self.journal.note("-", number, key, self.modes[key], 0, self.folder)
+
+    def give_up(self, sign: str) -> None:
+        self.journal.note(sign, min(self.targets.values()), "-", X)
 
     def end(self) -> None:
         LockTable.release_all(self.claim)
         self.table.close()
 
 
-def calls(journal: Journal) -> None:
+def first(pair: tuple[str, Mode]) -> str:
+    return pair[0]
+
+
+def keep(folder: str) -> None:
+    """The table of the newest lock folder stays open between calls: it knows the files that it had."""
+    with keeping:
+        if folder not in kept:
+            kept[folder] = table_for(FOLDER / folder)
+            for old in sorted(kept, key=int)[:-1]:
+                kept.pop(old).close()
+
+
+def calls(journal: Journal, span: int) -> None:
     """In a fresh lock folder every few milliseconds: what is special is the first lock of a directory."""
 
     def work(chance: random.Random) -> None:
         while not stop.is_set():
-            call = Call(journal, chance, next_round())
+            call = Call(journal, chance, next_round(), span)
             try:
                 time.sleep(call.late)
                 run(call.acquire)
-                call.note("+")
+                call.enter()
                 time.sleep(call.pause)
-                call.note("-")
+                call.go()
             except LockTimeout:
-                call.note("t")
+                call.give_up("t")
             finally:
                 call.end()
 
     async def one(chance: random.Random, round_: int) -> None:
-        call = Call(journal, chance, round_)
+        call = Call(journal, chance, round_, span)
         try:
             await asyncio.sleep(call.late)
             await arun(call.acquire)
-            call.note("+")
+            call.enter()
             try:
                 await asyncio.sleep(call.pause)
             finally:
-                call.note("-")
+                call.go()
         except LockTimeout:
-            call.note("t")
+            call.give_up("t")
         except asyncio.CancelledError:
-            call.note("c")
+            call.give_up("c")
             raise
         finally:
             call.end()
@@ -312,12 +353,15 @@ def main() -> None:
         elif SCENE == "files":
             files(journal)
         elif SCENE == "calls":
-            calls(journal)
+            calls(journal, 1)
+        elif SCENE == "calls that follow":
+            calls(journal, 10)
         else:
             take(SCENE)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(4)
+    finally:
+        if sys.exc_info()[0] is not None:
+            traceback.print_exc()
+            os._exit(4)  # the listener would keep it alive
     print("done", flush=True)
     listener.join()
 
