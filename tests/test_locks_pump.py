@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from agentguard.exceptions import ConfigError
 from agentguard.locks import LockTable, Mode, record, wait
 from agentguard.locks import granting as granting_module
 from agentguard.locks import pump as pump_module
+from agentguard.locks import section as section_module
 from agentguard.locks.pump import Pumps
 from agentguard.locks.section import leave
 from agentguard.testing import caller
@@ -129,6 +131,45 @@ def test_without_any_thread_the_caller_is_told(
     assert two.statistics().keys == ()
     one.release(held)
     use(two)
+
+
+class Item:
+    """Something to be done under the mutex."""
+
+    def __init__(self) -> None:
+        self.attended = 0
+
+    def attend(self) -> None:
+        self.attended += 1
+
+    mend = attend
+
+
+def test_what_comes_while_late_work_is_taken_up_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may add to it at any moment: letting the next one into the line must not be lost."""
+    first, second = Item(), Item()
+
+    class Interrupted(deque[Item]):
+        def _meanwhile(self) -> None:
+            if not second.attended and second not in self:
+                self.append(second)
+
+        def remove(self, item: Item) -> None:
+            self._meanwhile()
+            super().remove(item)
+
+        def popleft(self) -> Item:
+            self._meanwhile()
+            return super().popleft()
+
+        def clear(self) -> None:
+            self._meanwhile()
+            super().clear()
+
+    monkeypatch.setattr(section_module, "LATER", Interrupted([first]))
+    leave()
+    assert first.attended
+    assert second.attended
 
 
 class Waiting:

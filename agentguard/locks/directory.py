@@ -68,6 +68,7 @@ class DirectoryFile(KeyFile):
         try:
             if self.mode is not None:
                 # In addition to what is held.
+                self._seen = False
                 return self.mode is IS and not self._head() and self._join_group(mode)
             if not mode.intent and not self._drained(None):
                 return False

@@ -83,10 +83,13 @@ def leave() -> None:
             else:
                 with suppress(IndexError):
                     _set(WAKING.popleft())
-        if not LATER:
+        try:
+            later = LATER[0]
+        except IndexError:
             return
-        TODO.extend(LATER)
-        LATER.clear()
+        TODO.append(later)  # twice, where two threads come at once; never not at all
+        with suppress(ValueError):
+            LATER.remove(later)
 
 
 def _first() -> tuple[Future[None], BaseException | None] | None:

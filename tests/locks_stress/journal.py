@@ -7,8 +7,7 @@ NUMBER tells the requests of a process apart, FOLDER is the lock folder. The sig
 r  asks                          +  is in: written after the grant
 ?  has to wait                   -  goes: written before the release
 t  gave up after a time-out      l  the process stands in line: its mark can be seen
-c  was cancelled                 x  saw that it holds nothing, as the lock file was replaced
-                                 k  written by the test: from now on the process may be dead
+c  was cancelled                 k  written by the test: from now on the process may be dead
 """
 
 from __future__ import annotations
