@@ -73,20 +73,25 @@ def locked(claim: Claim, batches: Sequence[Batch], limit_of: Callable[[str], flo
                     started = started or time.monotonic()
                     limit = limit_of(ticket.key)
                     if not (yield Wait(ticket, max(0.0, limit - (time.monotonic() - started)))):
-                        raise _timed_out(ticket, limit)
+                        raise _timed_out(ticket.table, ticket.key, claim, limit)
             return time.monotonic() - started if started else 0.0
         except BeginAgain:
             LockTable.release_all(claim)
             again += 1
             if again > 8:  # only ever for a moment: another process is taking the same directory's lock
+                started = started or time.monotonic()
+                table, ((key, _), *_) = batches[0]
+                limit = limit_of(key)
+                if time.monotonic() - started > limit:
+                    raise _timed_out(table, key, claim, limit) from None
                 yield Do(lambda: time.sleep(0.001))
 
 
-def _timed_out(ticket: Ticket, limit: float) -> LockTimeout:
-    holders = ticket.table.holders(ticket.key)
+def _timed_out(table: LockTable, key: str, claim: Claim, limit: float) -> LockTimeout:
+    holders = table.holders(key)
     held = "; ".join(str(holder) for holder in holders) or "another waiter ahead of it"
-    name = ticket.key.removeprefix("file:") or "./"
-    agent, tool = ticket.claim.owner.agent, ticket.claim.owner.tool
+    name = key.removeprefix("file:") or "./"
+    agent, tool = claim.owner.agent, claim.owner.tool
     return LockTimeout(
         f"{tool} of agent {agent!r} waited {limit:g} s for {name}, held by {held}. Nothing was applied; retry, or "
         "raise `timeout`.",

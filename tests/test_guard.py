@@ -34,6 +34,7 @@ from agentguard import (
     path,
 )
 from agentguard.codecs import BadContent
+from agentguard.locks import BeginAgain, LockTable
 
 
 @pytest.fixture
@@ -263,6 +264,15 @@ def test_the_time_out_of_a_resource_counts_and_that_of_a_call_before_it(tmp_path
             with pytest.raises(LockTimeout) as caught:
                 run_elsewhere(lambda name=name: guard.hold(writes=name, timeout=own).__enter__())
             assert caught.value.timeout == expected
+
+
+def test_a_call_that_has_to_begin_again_and_again_times_out(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(self: LockTable, ticket: Any, trust: bool = False) -> None:
+        raise BeginAgain
+
+    monkeypatch.setattr(LockTable, "ask", never)
+    with pytest.raises(LockTimeout), guard.hold(writes="store.json", timeout=0.01):
+        pass
 
 
 def test_a_call_whose_lock_was_lost_commits_nothing(guard: Guard) -> None:

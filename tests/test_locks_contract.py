@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from agentguard.locks import FileBackend, LockTable
+from agentguard.locks import FileBackend, LockTable, granting
 from agentguard.locks.native import Polled
+from agentguard.locks.pump import Pumps
+from agentguard.locks.section import leave
 from agentguard.testing import LockContract
 
 
@@ -31,6 +33,14 @@ class TestLockFiles(LockContract):
     @pytest.fixture(autouse=True)
     def tables(self, folder: None) -> None:
         super().setup_method()
+
+
+class TestLockFilesWithoutThreads(TestLockFiles):
+    """Where no thread can be had to wait in the kernel, one that looks now and then does for all."""
+
+    @pytest.fixture(autouse=True)
+    def pumps(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(granting, "PUMPS", Pumps(leave, limit=0))
 
 
 class TestPolledLockFiles(TestLockFiles):

@@ -76,6 +76,14 @@ class DirectoryFile(KeyFile):
             raise self._backend.explain(error) from error
         return self._try_general(mode)
 
+    def poll(self, mode: Mode, wanted: Callable[[], bool]) -> bool:
+        try:
+            if not mode.intent and wanted() and not self._drained(None):
+                return False
+        except OSError as error:
+            raise self._backend.explain(error) from error
+        return super().poll(mode, wanted)
+
     def _acquire(self, mode: Mode, wanted: Callable[[], bool]) -> bool | None:
         if not mode.intent and not self._drained(wanted):
             return False

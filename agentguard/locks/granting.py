@@ -197,7 +197,7 @@ class Granting:
         self._grants += 1
         if future is not None:
             self._leave_line(ticket, queue)
-            wake(future)
+            wake(ticket)
 
     def _count(self, key: str, mode: Mode) -> int:
         """The token where there is no backend."""
@@ -236,7 +236,7 @@ class Granting:
         self._leave_line(ticket, domain)
         ticket.queue = None
         if ticket.future is not None:
-            wake(ticket.future, error)
+            wake(ticket, error)
 
     def _fail(self, domain: Domain, error: BaseException) -> None:
         """Nobody can be granted this key now: every waiter gets the error."""
@@ -307,7 +307,7 @@ class Granting:
             if ticket.future is not None and not ticket.future.done():
                 if ticket.granted:
                     self._leave_line(ticket, queue)
-                    wake(ticket.future)
+                    wake(ticket)
                 elif not ticket.lingers:
                     queue.expel(ticket)
                     queue.enqueue(ticket, first=True)

@@ -12,17 +12,20 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import InvalidStateError
 from contextlib import contextmanager, suppress
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from .forks import MUTEX
+
+if TYPE_CHECKING:
+    from .tickets import Ticket
 
 __all__ = ["LATER", "TODO", "WAKING", "Item", "forget", "leave", "section", "wake", "work_off"]
 
 TODO: deque[Item] = deque()
 LATER: deque[Item] = deque()  # what has time until everybody who was granted something is awake
-WAKING: deque[tuple[Future[None], BaseException | None]] = deque()
+WAKING: deque[tuple[Ticket, BaseException | None]] = deque()
 _main = threading.main_thread().ident
 get_ident = threading.get_ident
 
@@ -46,9 +49,9 @@ def section() -> Iterator[None]:
         leave()
 
 
-def wake(future: Future[None], error: BaseException | None = None) -> None:
-    """Under the mutex: have a future set after it."""
-    WAKING.append((future, error))
+def wake(ticket: Ticket, error: BaseException | None = None) -> None:
+    """Under the mutex: have a ticket's future set after it."""
+    WAKING.append((ticket, error))
 
 
 def work_off() -> None:
@@ -92,15 +95,20 @@ def leave() -> None:
             LATER.remove(later)
 
 
-def _first() -> tuple[Future[None], BaseException | None] | None:
+def _first() -> tuple[Ticket, BaseException | None] | None:
     try:
         return WAKING[0]
     except IndexError:
         return None  # another thread was faster
 
 
-def _set(item: tuple[Future[None], BaseException | None]) -> None:
-    future, error = item
+def _set(item: tuple[Ticket, BaseException | None]) -> None:
+    ticket, error = item
+    bell, future = ticket.bell, ticket.future
+    if bell is not None:
+        bell.ring()  # first, as it takes a while until a thread wakes
+    if future is None:
+        return
     with suppress(InvalidStateError):  # another thread was faster
         if error is None:
             future.set_result(None)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from .contract import Holder, Lock, Mode, Owner, this_host, this_process
@@ -12,7 +14,7 @@ from .contract import Holder, Lock, Mode, Owner, this_host, this_process
 if TYPE_CHECKING:
     from .table import LockTable
 
-__all__ = ["Claim", "Queue", "Ticket"]
+__all__ = ["Bell", "Claim", "Queue", "Ticket"]
 
 
 def _needed(mask: int) -> Mode | None:
@@ -63,6 +65,26 @@ class Claim:
         return found
 
 
+class Bell:
+    """What one thread sleeps on. Anybody may ring it, any number of times."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = _thread.allocate_lock()
+        self._lock.acquire()
+
+    def ring(self, _: object = None) -> None:
+        with suppress(RuntimeError):  # it was rung already, and not heard yet
+            self._lock.release()
+
+    def wait(self, seconds: float | None) -> bool:
+        """Whether it was rung within this time (None: it will be)."""
+        if seconds is None:
+            return self._lock.acquire()
+        return self._lock.acquire(timeout=min(max(0.0, seconds), _thread.TIMEOUT_MAX))
+
+
 class Ticket:
     """One claim's place at one key: first waiting, then granted, in the end neither.
 
@@ -72,6 +94,7 @@ class Ticket:
     """
 
     __slots__ = (
+        "bell",
         "children",
         "claim",
         "earlier",
@@ -96,6 +119,7 @@ class Ticket:
         self.foreign = False
         self.granted = False
         self.future: Future[None] | None = None
+        self.bell: Bell | None = None  # of the thread that waits for this ticket, if one does
         self.queue: Queue | None = None  # None: released, or lost in a fork
         self.children: Queue | None = None
         self.earlier: Ticket | None = None  # what the claim held of the same key when this was granted

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import sys
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from .cycles import BLOCKED_LOOPS, forbid_own_loop
 from .section import section
-from .tickets import Ticket
+from .tickets import Bell, Ticket
 
 if TYPE_CHECKING:
     import asyncio
@@ -35,13 +35,19 @@ def wait(ticket: Ticket, timeout: float | None = None) -> bool:
         with section():
             forbid_own_loop(ticket, loop)
             BLOCKED_LOOPS[loop] = ticket
+    bell = ticket.bell = Bell()
+    future.add_done_callback(bell.ring)
+    end = None if timeout is None else time.monotonic() + timeout
     try:
-        future.result(timeout)
-    except concurrent.futures.TimeoutError:
-        return ticket.granted
+        while not (ticket.granted or future.done()):
+            if not bell.wait(None if end is None else end - time.monotonic()):
+                break
     finally:
+        ticket.bell = None
         if loop is not None:
             BLOCKED_LOOPS.pop(loop, None)
+    if not ticket.granted and future.done():
+        future.result()
     return ticket.granted
 
 

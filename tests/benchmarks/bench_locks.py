@@ -96,13 +96,13 @@ def alone(crew: Crew) -> None:
     """One process, one thread, nobody else: acquire and release, again and again."""
     folder = crew.folder()
     locks = LockTable(FileBackend(folder / "locks"))
-    owner, plain, green = Owner("agent", "run", "tool"), threading.Lock(), aiologic.Lock()
+    owner, exclusive, plain, green = Owner("agent", "run", "tool"), Mode.EXCLUSIVE, threading.Lock(), aiologic.Lock()
     file_lock, portal = FileLock(folder / "filelock"), portalocker.Lock(folder / "portalocker", timeout=60)
     fast, raw = fasteners.InterProcessLock(folder / "fasteners"), str(folder / "flock")
     kept = os.open(raw, os.O_RDWR | os.O_CREAT)
 
     def ours() -> None:
-        locks.release(locks.request(Claim(owner), "db:a", Mode.EXCLUSIVE))
+        locks.release(locks.request(Claim(owner), "db:a", exclusive))
 
     def flock() -> None:
         fcntl.flock(kept, fcntl.LOCK_EX)
