@@ -341,7 +341,9 @@ class Granting:
         lock.step_out()
         domain.pumping = True
         try:
-            PUMPS.submit(Arrival(domain, lock, head.mode if head is not None else _X))
+            arrival = Arrival(domain, lock, head.mode if head is not None else _X)
+            if not arrival.poll():  # which takes the place in line, if it is free, sooner than a thread would
+                PUMPS.submit(arrival)
         except BaseException:
             domain.pumping = False
             raise

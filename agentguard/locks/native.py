@@ -6,7 +6,7 @@ import errno
 import os
 import time
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Protocol
 
 __all__ = [
     "AT_ONCE",
@@ -18,6 +18,7 @@ __all__ = [
     "Flock",
     "Native",
     "Polled",
+    "hurry",
     "native",
     "pread",
     "pwrite",
@@ -63,14 +64,11 @@ class Flock:
         import fcntl
 
         self.flock: Callable[[int, int], None] = fcntl.flock
-        self._quick: Callable[[int, int], int] | Literal[False] | None = None
 
     def look(self, fd: int, operation: int) -> bool:
-        if self._quick is None:
-            self._quick = _quick_flock()
-        if self._quick is not False:
+        if _quick is not None:
             # Without giving up the interpreter's lock: this waits for nothing, and taking turns costs far more.
-            return self._quick(fd, operation | AT_ONCE) == 0
+            return _quick(fd, operation | AT_ONCE) == 0
         try:
             self.flock(fd, operation | AT_ONCE)
         except BlockingIOError:
@@ -85,15 +83,20 @@ class Flock:
         pass
 
 
-def _quick_flock() -> Callable[[int, int], int] | Literal[False]:
+_quick: Callable[[int, int], int] | None = None
+
+
+def hurry() -> None:
+    """Make `look` as quick as can be, for one that looks at many files. Loads what it takes, some milliseconds long."""
+    global _quick
     try:
         import ctypes
 
         found = ctypes.PyDLL(None).flock
-    except (ImportError, OSError, AttributeError):
-        return False
+    except (ImportError, OSError, AttributeError, TypeError):
+        return
     found.argtypes = [ctypes.c_int, ctypes.c_int]
-    return found
+    _quick = found
 
 
 class Polled:

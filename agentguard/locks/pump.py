@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from .native import hurry
+
 __all__ = ["Job", "Pumps"]
 
 # So many threads wait in the kernel. Where more are woken at once, the time goes into their taking turns: a thousand
@@ -116,6 +118,7 @@ class Pumps:
             self.threads -= 1
 
     def _poll(self) -> None:
+        hurry()
         while True:
             started = time.monotonic()
             done = 0

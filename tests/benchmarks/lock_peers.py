@@ -7,7 +7,8 @@ loads only the one that it measures.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +29,24 @@ class TaskLock(Protocol):
     async def release(self) -> None: ...
 
 
+class Several:
+    def __init__(self, locks: Sequence[Lock]) -> None:
+        self._locks, self._held = locks, list[Lock]()
+
+    def acquire(self, timeout: float) -> bool:
+        end = time.monotonic() + timeout
+        for lock in self._locks:
+            if not lock.acquire(max(0.0, end - time.monotonic())):
+                self.release()
+                return False
+            self._held.append(lock)
+        return True
+
+    def release(self) -> None:
+        while self._held:
+            self._held.pop().release()
+
+
 class Peer:
     """What a library has for the locks of one folder. A method that it does not override is a job that it cannot do."""
 
@@ -39,6 +58,10 @@ class Peer:
     def lock(self, name: str) -> Lock:
         """Exclusive, between processes."""
         raise NotImplementedError
+
+    def several(self, names: Sequence[str]) -> Lock:
+        """Several of `lock` at once, asked for in this order."""
+        return Several([self.lock(name) for name in names])
 
     def reader(self, name: str) -> Lock:
         """Shared, between processes."""
@@ -111,10 +134,33 @@ class AgentGuard(Peer):
 
         self.locks = locks
         self.table = locks.table_for(folder / "agentguard")
+        self.owner = locks.Owner("agent", "run", "tool")
 
     def _hold(self, name: str, mode: Any) -> tuple[Callable[[], Any], Callable[[Any], None]]:
-        key, table, claim, owner = f"db:{name}", self.table, self.locks.Claim, self.locks.Owner
-        return lambda: table.request(claim(owner("agent", "run", "tool")), key, mode), table.release
+        key, table, claim, owner = f"db:{name}", self.table, self.locks.Claim, self.owner
+        return lambda: table.request(claim(owner), key, mode), table.release
+
+    def several(self, names: Sequence[str]) -> Lock:
+        locks, table = self.locks, self.table
+        wanted = [(f"db:{name}", locks.Mode.EXCLUSIVE) for name in names]
+        claims: list[Any] = []
+
+        def take(timeout: float) -> bool:
+            end = time.monotonic() + timeout
+            claims.append(locks.Claim(self.owner))
+            at = 0
+            while at < len(wanted):
+                tickets = table.request_all(claims[-1], wanted[at:])
+                if not locks.wait(tickets[-1], end - time.monotonic()):
+                    give()
+                    return False
+                at += len(tickets)
+            return True
+
+        def give() -> None:
+            table.release_all(claims.pop())
+
+        return Adapted(take, give)
 
     def _lock(self, name: str, mode: Any) -> Lock:
         request, release = self._hold(name, mode)

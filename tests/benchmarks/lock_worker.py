@@ -7,6 +7,7 @@ begin, and answers with times. All times are `time.monotonic_ns`, which is one c
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import resource
@@ -181,20 +182,18 @@ def tasks(peer: Peer, kind: str, count: int, seconds: float, hold: float) -> lis
 def transactions(peer: Peer, seconds: float, hold: float, seed: int, locks: int = 8, take: int = 3) -> list[Stamp]:
     """Some locks at once, taken in sorted order; "granted" is when the last one was."""
     chance = random.Random(seed)
-    every = [peer.lock(f"r{number}") for number in range(locks)]
+    every = {
+        numbers: peer.several([f"r{number}" for number in numbers])
+        for numbers in itertools.combinations(range(locks), take)
+    }
     stamps: list[Stamp] = []
     end = go() + int(seconds * 1e9)
     while (asked := now()) < end:
-        held, released = [], 0
-        for number in sorted(chance.sample(range(locks), take)):
-            if not every[number].acquire(left(end)):
-                break
-            held.append(every[number])
-        granted = now()
-        if len(held) == take:
+        lock = every[tuple(sorted(chance.sample(range(locks), take)))]
+        held, granted, released = lock.acquire(left(end)), now(), 0
+        if held:
             time.sleep(hold)
             released = now()
-        for lock in reversed(held):
             lock.release()
         stamps.append((asked, granted, released))
     return stamps
