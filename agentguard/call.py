@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .commit import Delete, Replace
+from .commit import UNFINISHED, Delete, Replace
 from .conflicts import keep
 from .declaration import Access
 from .exceptions import LockLost, StaleWrite, UndeclaredWrite
@@ -222,7 +222,7 @@ class Call:
 
     def has_beginning(self) -> bool:
         """Whether anything is to be done between the grant and the body. With the locks held."""
-        if self.outline.begins or self.parent is not None or self.guard.home.suspect:
+        if self.outline.begins or self.parent is not None or (UNFINISHED and self.guard.suspect()):
             return True
         for ticket in self.claim.held.values():
             if ticket.foreign or ticket.earlier is not None:
@@ -237,7 +237,7 @@ class Call:
     def recover_pending(self) -> None:
         """Finish a commit that another process began on one of our files and was killed in; see `Ticket.foreign`."""
         tickets = self.claim.tickets()
-        if self.guard.home.suspect or any(ticket.foreign for ticket in tickets):
+        if self.guard.suspect() or any(ticket.foreign for ticket in tickets):
             self.guard.recover_pending([place.resource for place in self.places.values()])
             for ticket in tickets:
                 ticket.table.known(ticket)

@@ -109,6 +109,11 @@ class Journal:
         self._root = os.path.realpath(root)
         self._marks = marks
 
+    @property
+    def folder(self) -> str:
+        """Where the records are."""
+        return self._folder
+
     # --- commit ------------------------------------------------------------------------------------------------------
 
     def commit(self, changes: Sequence[Replace | Delete], *, durable: bool = True, marks: Sequence[str] = ()) -> None:

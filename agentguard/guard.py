@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import flow, values
 from .call import Call
+from .commit import UNFINISHED
 from .declaration import Declaration, Signature, check_function, declared_on
 from .events import Event, Hook
 from .exceptions import AgentGuardError, ConfigError, UndeclaredWrite
@@ -439,6 +440,10 @@ class Guard:
         if table is None:
             table = self._tables[base] = self.at_home(base).locks
         return table
+
+    def suspect(self) -> bool:
+        """See `Home.suspect`, for every home that this guard has to do with."""
+        return bool(UNFINISHED) and any(home.suspect for home in [*self._homes.values()])
 
     def recover_pending(self, resources: Sequence[Resource]) -> None:
         """See `Home.recover_pending`, for the homes of these resources."""

@@ -87,8 +87,9 @@ class Home:
 
     @property
     def suspect(self) -> bool:
-        """Whether a commit of this very process may be unfinished. Those of others show by `Ticket.foreign`."""
-        return bool(UNFINISHED)
+        """Whether a commit of this very process broke off here. Those of others show by `Ticket.foreign`."""
+        folders = {journal.folder for journal in (self.journal, *self.above)}
+        return any(os.path.dirname(record) in folders for record in [*UNFINISHED])
 
     def recover_pending(self, files: Sequence[Path]) -> None:
         """Finish a commit that was killed and names one of these files, whose locks the caller was just granted.

@@ -30,6 +30,7 @@ from agentguard import (
     StaleWrite,
     UndeclaredWrite,
     atomic_write,
+    commit,
     declare,
     path,
 )
@@ -231,7 +232,7 @@ def test_two_files_of_one_name_in_two_homes_are_two_files(tmp_path: Path) -> Non
     assert ((tmp_path / "a.json").read_text(), guard.read("sub/a.json")) == ("1", 3)
 
 
-def test_what_another_process_reads_or_locks_between_two_calls_is_noticed(guard: Guard, tmp_path: Path) -> None:
+def test_what_another_process_locks_between_two_calls_is_noticed(guard: Guard, tmp_path: Path) -> None:
     """A commit that a killed process left is looked for only where another process held the file: it must be then."""
     looked: list[list[Path]] = []
     recover = guard.home.recover_pending
@@ -245,6 +246,11 @@ def test_what_another_process_reads_or_locks_between_two_calls_is_noticed(guard:
 
     assert use() == 1, "nobody knows what was before the first time"
     assert use() == 0
+    commit.UNFINISHED.add(str(tmp_path.parent / "elsewhere" / "x.commit"))
+    assert use() == 0, "what broke off elsewhere is no matter of this guard"
+    commit.UNFINISHED.add(str(guard.root / ".agentguard" / "journal" / "x.commit"))
+    assert use() == 1, "what broke off in this very process is"
+    assert use() == 0, "it is there no more"
     code = "import sys; from agentguard import Guard\nwith Guard(root=sys.argv[1]).hold(updates='store.json'): pass"
     subprocess.run([sys.executable, "-c", code, str(guard.root)], check=True)
     blocker = guard.hold(updates="zzz.json")
