@@ -278,6 +278,7 @@ class KeyFile:
 
     def step_out(self) -> None:
         if self._in_line:
+            self._seen = False
             with suppress(OSError):  # the mark is only about order
                 self._leave_line()
 
