@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 from .commit import UNFINISHED, Delete, Replace
 from .conflicts import keep
 from .declaration import Access
-from .exceptions import LockLost, StaleWrite, UndeclaredWrite
-from .locks import Claim, Mode, Ticket
+from .exceptions import AgentGuardError, LockLost, StaleWrite, UndeclaredWrite
+from .freshness import Freshness
+from .knowledge import Known
+from .locks import Change, Claim, Mode, Ticket
 from .outline import Batch, Outline, Part
 from .redirect import CURRENT, Place, check_untouched, leftovers, rewritten, undeclared
 from .resources import Resource
 from .shards import Identity
-from .versions import ABSENT, Known, diff, signature, small_text
+from .versions import signature
 
 if TYPE_CHECKING:
     from .guard import Guard
+    from .turns import Seat
 
 __all__ = ["Call"]
 
@@ -31,6 +33,8 @@ class Call:
     """One call while it runs: what it may touch, and where. `active` from the grant to the commit."""
 
     active = False
+    began = 0  # ns since the epoch: when every lock was held
+    fresh: Freshness | None = None  # where there is anything to check or to note
     _folder: Path | None = None  # of the copies
 
     def __init__(
@@ -43,8 +47,10 @@ class Call:
         *,
         timeout: float | None = None,
         loop: int | None = None,
+        seat: Seat | None = None,
     ) -> None:
         self.guard = guard
+        self.seat = seat  # in the turn of a model that makes several calls at once
         self.identity = identity
         self.tool = tool
         self.outline = outline
@@ -56,7 +62,6 @@ class Call:
         self.claim: Claim = Claim(guard.owner(identity.agent, identity.run, tool, loop), inside)
         self.tokens: dict[str, int | None] = {}  # for events, by the resource's id
         self.names: dict[str, str] = {}  # path of a copy -> the spelling that was asked for
-        self._learned: dict[str, Known] = {}
         self._mutex = threading.Lock()
         self.places: dict[str, Place] = {}  # by the resource's id
         for part in outline.parts:
@@ -148,10 +153,23 @@ class Call:
                 if other.resource.directory and other.resource.path in resource.path.parents:
                     # A file beneath a declared directory becomes a place of its own, at its first use.
                     options = self.guard.config.resource(resource.name)
-                    place = Place(Part(resource, other.exclusive, other.update, options))
+                    place = Place(Part(resource, other.exclusive, other.update, other.read, options, None))
+                    self._discovered(place)
                     self.places[resource.id] = place
                     break
         return place
+
+    def _discovered(self, place: Place) -> None:
+        """A file beneath a declared directory: checked, or noted, when the tool asks for it."""
+        if place.exclusive:
+            self._freshness().check(place)
+        else:
+            self._freshness().note(place)
+
+    def _freshness(self) -> Freshness:
+        if self.fresh is None:
+            self.fresh = Freshness(self)
+        return self.fresh
 
     def stage(self, place: Place, *, copy: bool = True) -> Path:
         with self._mutex:
@@ -163,10 +181,11 @@ class Call:
 
     def ticket(self, resource: Resource) -> Ticket | None:
         """The granted ticket of a resource that this call locks itself; None when there is none."""
-        ticket = self.claim.held.get(resource.key)
-        while ticket is not None and ticket.table is not self.guard.table(resource.home):
-            ticket = ticket.earlier
-        return ticket
+        return self.claim.ticket(resource.key, self.guard.table(resource.home))
+
+    def author(self, place: Place) -> Change | None:
+        """Who made the current version of what a place stands for; None when the guard does not know."""
+        return self._freshness().author(place)
 
     def token(self, resource: Resource) -> int | None:
         """The fencing token under which this call holds a resource; None when it does not."""
@@ -227,10 +246,11 @@ class Call:
         for ticket in self.claim.held.values():
             if ticket.foreign or ticket.earlier is not None:
                 return True
-        knowledge = self.guard.knowledge
-        if knowledge.anything:
-            for key in self.places:
-                if knowledge.get(self.identity.run, self.identity.agent, key) is not None:
+        if self.seat is not None and self.seat.turn.matters(self.seat.place):
+            return True
+        if self.identity.memory is not None or self.guard.knowledge:
+            for key, place in self.places.items():
+                if self.known(key) is not None or (place.resource.directory and self.known(key.rstrip("/"))):
                     return True
         return False
 
@@ -244,62 +264,53 @@ class Call:
 
     def has_end(self) -> bool:
         """Whether something must be checked or published after the body."""
-        if self._folder is not None:
+        if self._folder is not None or (self.fresh is not None and self.fresh.moves):
             return True
         for place in self.places.values():  # noqa: SIM110 - a generator costs more than all of this
-            if place.entry is not None:
+            if place.entry is not None or place.rebased:
                 return True
         return False
 
+    # -- what the agent knows ---
+
+    def known(self, key: str) -> Known | None:
+        """What the agent has last seen of a resource."""
+        identity = self.identity
+        if identity.memory is not None:
+            return identity.memory.get(key)
+        return self.guard.knowledge.get(identity.run, identity.agent, key)
+
+    def remember(self, learned: Mapping[str, Known]) -> None:
+        """Have the agent know this from now on."""
+        identity = self.identity
+        if identity.memory is not None:
+            identity.memory.learn(learned)
+        else:
+            self.guard.knowledge.learn(identity.run, identity.agent, learned)
+
+    @property
+    def lasting(self) -> bool:
+        """Whether what the agent knows outlives this process."""
+        return self.identity.memory is not None and self.identity.memory.lasting
+
+    def same_agent(self, other: Call) -> bool:
+        mine, its = self.identity, other.identity
+        return (mine.run, mine.agent, mine.memory) == (its.run, its.agent, its.memory)
+
     # -- checks ---
 
-    def check_stale(self) -> None:
-        """Refuse a write that is based on an older version than the current one. Under the exclusive lock."""
-        knowledge, identity = self.guard.knowledge, self.identity
-        for key, place in self.places.items():
-            if not place.exclusive or place.update or place.resource.path is None or place.resource.directory:
-                continue
-            known = knowledge.get(identity.run, identity.agent, key)
-            options = place.options
-            must_read = options.require_read
-            if options.stale == "ignore" or (known is None and not must_read):
-                continue
-            current = self.guard.versions.of(place.target)
-            if known is None:
-                if current != ABSENT:
-                    raise self._stale(place, None, current)
-            elif current != known.version:
-                raise self._stale(place, known, current)
+    def begin(self) -> None:
+        """With every lock held, right before the body: find where the work is done, and refuse what is stale."""
+        self.recover_pending()
+        self.settle_places()
+        self.fresh = Freshness(self)
+        self.fresh.begin()
 
-    def _stale(self, place: Place, known: Known | None, current: str) -> StaleWrite:
-        name, identity = place.resource.name, self.identity
-        change = self.guard.knowledge.last_change(place.resource.id)
-        if change is not None and change.version not in (None, current):
-            change = None  # somebody else came after the last writer that we know
-        text = diff(known.text, small_text(place.target)) if known is not None else ""
-        if known is None:
-            what = f"{name} was never read by agent {identity.agent!r}, and it must be (require_read)."
-        else:
-            who = f"agent {change.agent!r} in {change.tool}" if change else "somebody outside this process's guard"
-            when = f" at {_clock(change.at)}" if change else ""
-            what = (
-                f"{name} was changed by {who}{when}, after agent {identity.agent!r} read it at {_clock(known.at)} "
-                f"(version {known.version[:8]}, now {current[:8]})."
-            )
-        shown = f"\nWhat changed:\n{text}" if text else ""
-        return StaleWrite(
-            f"Conflict: {what} Nothing was applied. Read {name} again, then retry {self.tool}.{shown}",
-            resource=name,
-            agent=identity.agent,
-            tool=self.tool,
-            read_version=known.version if known else None,
-            current_version=current,
-            changed_by=f"{change.agent} in {change.tool}" if change else None,
-            changed_at=change.at if change else None,
-            diff=text,
-        )
+    def announce(self) -> None:
+        """The body runs now, and may change what the call's keys stand for."""
+        self._freshness().announce()
 
-    def _check_isolation(self) -> None:
+    def check_isolation(self) -> None:
         for place in self.places.values():
             if place.entry is None or place.staged is not None or place.resource.path is None:
                 continue
@@ -318,11 +329,15 @@ class Call:
 
     def commit(self) -> None:
         """Publish every copy, all or none. Raises before anything is applied, or `InDoubt` after."""
+        if any(place.rebased for place in self.places.values()):
+            from .rebase import merge_stale
+
+            merge_stale(self)
         if self._folder is None:
             return
         extra = leftovers(self._folder, (place.staged for place in self.places.values()))
         if extra:
-            kept = self._keep("undeclared")
+            kept = self.keep("undeclared")
             names = ", ".join(sorted(os.path.relpath(file, self._folder) for file in extra)[:5])
             raise UndeclaredWrite(
                 f"{self.tool} of agent {self.identity.agent!r} also wrote {names}, which it does not declare. Nothing "
@@ -338,17 +353,18 @@ class Call:
                 if not ticket.mode.intent:
                     ticket.table.verify(ticket)
         except LockLost as error:
-            error.fields["folder"] = str(self._keep("its lock was lost"))
+            error.fields["folder"] = str(self.keep("its lock was lost"))
             raise
         try:
             check_untouched(self.places.values(), self.tool, self.identity.agent)
         except StaleWrite as error:
-            error.fields["folder"] = str(self._keep("overtaken"))
+            error.fields["folder"] = str(self.keep("overtaken"))
             raise
         changes: list[Replace | Delete] = []
         inner: list[Replace | Delete] = []
+        changed: list[Place] = []
         durable = False
-        for key, place in self.places.items():
+        for place in self.places.values():
             change = place.change()
             if change is None:
                 continue
@@ -356,8 +372,8 @@ class Call:
                 inner.append(change)  # into the parent call's copy: published, or discarded, with it
             else:
                 changes.append(change)
+                changed.append(place)
                 durable = durable or bool(place.options.durable)
-            self._note(key, place, change)
         if changes:
             self.guard.home.journal.commit(changes, durable=durable)
         for change in inner:
@@ -365,39 +381,26 @@ class Call:
                 os.replace(change.source, change.target)
             else:
                 change.target.unlink(missing_ok=True)
+        for place in changed:
+            if place.entry is None:
+                self._freshness().changed(place)
 
-    def _note(self, key: str, place: Place, change: Replace | Delete) -> None:
-        """The agent's own change moves its version along, if it knew the one that it changed."""
-        known = self.guard.knowledge.get(self.identity.run, self.identity.agent, key)
-        if known is None or known.version != self.guard.versions.of(place.target):
-            return
-        if isinstance(change, Replace):
-            version = self.guard.versions.of(change.source)
-            self._learned[key] = Known(version, time.time(), small_text(change.source))
-        else:
-            self._learned[key] = Known(ABSENT, time.time())
-
-    def note_reads(self) -> None:
-        """Remember the versions that this call is about to read. Under the lock."""
+    def end(self) -> None:
+        """The call has succeeded: what the agent knows now, and who wrote in place."""
+        if self.fresh is not None and self.fresh.learned:
+            self.remember(self.fresh.learned)
         for key, place in self.places.items():
-            if place.exclusive or place.resource.path is None or place.resource.directory:
-                continue
-            self._learned[key] = Known(self.guard.versions.of(place.target), time.time(), small_text(place.target))
+            if place.exclusive and place.staged is None and place.resource.path is not None:
+                self.guard.wrote_in_place(key, self)
 
-    def remember(self) -> None:
-        """After success: what the agent knows now, and who wrote last."""
-        identity, knowledge = self.identity, self.guard.knowledge
-        learned = self._learned
-        now = time.time()
-        for key, place in self.places.items():
-            if learned and key in learned:
-                knowledge.read(identity.run, identity.agent, key, learned[key])
-            if place.exclusive:
-                version = learned[key].version if learned and key in learned else None
-                knowledge.wrote(key, identity.agent, self.tool, now, version)
+    def refuses(self, error: AgentGuardError) -> bool:
+        """Whether an error is this call's own refusal after its body, and not one of a call inside of it."""
+        return isinstance(error, StaleWrite) and error.fields.get("tool") == self.tool
 
-    def _keep(self, why: str) -> Path:
-        assert self._folder is not None
+    def keep(self, why: str) -> Path | None:
+        """Move the copies to `conflicts/`, where they stay; None when there are none."""
+        if self._folder is None:
+            return None
         kept = keep(self.guard.home, self._folder, f"{why}: {self.tool} of agent {self.identity.agent!r}")
         self._folder = None
         return kept
@@ -407,7 +410,3 @@ class Call:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
-
-
-def _clock(at: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(at))

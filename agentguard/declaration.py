@@ -181,19 +181,22 @@ class Declaration:
     reads: tuple[str, ...] = ()
     updates: tuple[str, ...] = ()
     redirect: str = "argument"
+    version: Callable[[str], Any] | None = None  # of what has no content: keys and directories
     # The accesses, where they are the same for every call; () before that is known, None where they are not.
     fixed: Sequence[Access] | None = dataclasses.field(default=(), init=False, repr=False, compare=False)
 
     @staticmethod
-    def of(writes: Any = (), reads: Any = (), updates: Any = (), redirect: str = "argument") -> Declaration:
+    def of(
+        writes: Any = (), reads: Any = (), updates: Any = (), redirect: str = "argument", version: Any = None
+    ) -> Declaration:
         """Build from what users write (a text or a list of texts each); raises `ConfigError` for bad templates."""
-        given = (writes, reads, updates, redirect)
+        given = (writes, reads, updates, redirect, version)
         try:
             found = _asked.get(given)
         except TypeError:  # lists
-            return _made(_names(writes, "writes"), _names(reads, "reads"), _names(updates, "updates"), redirect)
+            return _made(*_all_names(writes, reads, updates), redirect, version)
         if found is None:
-            found = _made(_names(writes, "writes"), _names(reads, "reads"), _names(updates, "updates"), redirect)
+            found = _made(*_all_names(writes, reads, updates), redirect, version)
             if len(_asked) >= 4096:
                 _asked.clear()
             _asked[given] = found
@@ -243,16 +246,41 @@ class Declaration:
 
 
 @functools.lru_cache(maxsize=4096)
-def _made(writes: tuple[str, ...], reads: tuple[str, ...], updates: tuple[str, ...], redirect: str) -> Declaration:
+def _made(
+    writes: tuple[str, ...], reads: tuple[str, ...], updates: tuple[str, ...], redirect: str, version: Any
+) -> Declaration:
     if redirect not in ("argument", "none"):
         raise ConfigError(f"redirect must be 'argument' or 'none', not {redirect!r}", key="redirect")
-    declaration = Declaration(writes, reads, updates, redirect)
+    declaration = Declaration(writes, reads, updates, redirect, version_function(version) if version else None)
     for _, text in declaration:
         template(text)
     return declaration
 
 
-_asked: dict[tuple[Any, Any, Any, str], Declaration] = {}
+_asked: dict[tuple[Any, Any, Any, str, Any], Declaration] = {}
+
+
+def version_function(given: Any) -> Callable[[str], Any]:
+    """A user's `version=` as a function of the resource's name. Raises `ConfigError` for what cannot be one."""
+    if not callable(given):
+        raise ConfigError(f"version must be a function, not {given!r}", key="version", value=given)
+    if inspect.iscoroutinefunction(given) or inspect.iscoroutinefunction(getattr(given, "__call__", None)):  # noqa: B004
+        raise ConfigError("version must be a plain function: it is called while locks are held", key="version")
+    try:
+        signature = inspect.signature(given)
+    except (TypeError, ValueError):  # built in: it will say what does not fit
+        return given  # type: ignore[no-any-return]
+    for arguments in (("name",), ()):
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            continue
+        return given if arguments else lambda _: given()
+    raise ConfigError(f"version must take the resource's name, or nothing: {given!r} does not", key="version")
+
+
+def _all_names(writes: Any, reads: Any, updates: Any) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    return _names(writes, "writes"), _names(reads, "reads"), _names(updates, "updates")
 
 
 def _names(value: Any, key: str) -> tuple[str, ...]:
@@ -325,6 +353,7 @@ def declare(
     writes: str | Path | Iterable[str] | None = None,
     reads: str | Path | Iterable[str] | None = None,
     updates: str | Path | Iterable[str] | None = None,
+    version: Callable[..., Any] | None = None,
 ) -> Callable[[F], F]:
     """Say which shared resources a function touches; the function itself is returned unchanged.
 
@@ -332,9 +361,13 @@ def declare(
     ends in `/`), or an opaque key with a scheme (`"db:orders/42"`). `{argument}` is filled from the call:
     `"notes/{topic}.md"`. `@declare()` says that the function touches nothing that is shared.
 
+    `version`: how to tell the version of keys and directories, which have no content that the guard could compare: a
+    plain function that gets the resource's name and returns anything whose text changes with it (None: not there).
+    Without one a key's version is the fencing token of its last change through the guard.
+
     Raises `ConfigError` at once for a template that names no argument of the function.
     """
-    declaration = Declaration.of(writes, reads, updates)
+    declaration = Declaration.of(writes, reads, updates, version=version)
 
     def mark(fn: F) -> F:
         check_function(fn, declaration, getattr(fn, "__name__", repr(fn)))

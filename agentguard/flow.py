@@ -15,14 +15,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .call import Call
-from .exceptions import LockTimeout
+from .exceptions import AgentGuardError, LockTimeout
 from .locks import BeginAgain, Claim, LockTable, Ticket, await_, wait
 from .outline import Batch
 from .redirect import CURRENT, unmap, unmap_error
+from .turns import PATIENCE, Seat
 
 if TYPE_CHECKING:
     import asyncio
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 __all__ = ["Body", "Do", "Flow", "Wait", "apump", "arun", "locked", "pump", "run", "steps", "threaded"]
 
@@ -34,6 +35,14 @@ class Wait:
     """Wait for a ticket: True when it was granted, False when `timeout` seconds have passed."""
 
     ticket: Ticket
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Wait until all of these are done, or `timeout` seconds have passed; the result says which of the two."""
+
+    futures: Sequence[Future[None]]
     timeout: float
 
 
@@ -51,7 +60,7 @@ class Body:
     payload: Any
 
 
-Flow = Generator[Wait | Do | Body, Any, T]
+Flow = Generator[Wait | Ended | Do | Body, Any, T]
 
 
 def locked(claim: Claim, batches: Sequence[Batch], limit_of: Callable[[str], float]) -> Flow[float]:
@@ -114,9 +123,13 @@ def steps(
     body's result before the commit and gives the call's; both run with the locks held. Without a `body`, the opening's
     value is the result."""
     guard = call.guard
+    begun = False
     try:
+        if call.seat is not None:
+            yield from _in_turn(call, call.seat)
         waited = yield from locked(call.claim, call.locks(), call.limit)
         call.active = True
+        call.began = time.time_ns()
         if guard.hooks:
             call.tokens = {place.resource.id: call.token(place.resource) for place in call.places.values()}
             guard.emit("acquired", call, waited=waited)
@@ -125,16 +138,22 @@ def steps(
             payload: Any = {}
             if opening is not None or call.has_beginning():
                 payload = yield Do(partial(_begin, call, opening))
+            if call.outline.announces:
+                call.announce()
+            begun = True
             result = (yield Body(payload)) if body else payload
             if call.names:
                 result = unmap(result, call.names)
             if closing is not None or call.has_end():
                 result = yield Do(partial(_end, call, closing, result))
-            call.remember()
+            call.end()
         except BaseException as error:
             unmap_error(error, call.names)
             if guard.hooks:
-                guard.emit("discarded", call, error=repr(error))
+                if isinstance(error, AgentGuardError) and (not begun or call.refuses(error)):
+                    guard.emit_refused(call, error)
+                else:
+                    guard.emit("discarded", call, error=repr(error))
             raise
         finally:
             call.active = False
@@ -146,41 +165,75 @@ def steps(
         if guard.hooks:
             guard.emit("committed", call)
         return result
+    except AgentGuardError as error:
+        if guard.hooks and not call.began:
+            guard.emit_refused(call, error)
+        raise
     finally:
         LockTable.release_all(call.claim)
+        if call.seat is not None:
+            call.seat.turn.end(call.seat.place)
         if guard.hooks:
             guard.emit("released", call)
 
 
+def _in_turn(call: Call, seat: Seat) -> Flow[None]:
+    """Wait for the earlier calls of the same turn that must take effect first."""
+    seat.turn.come(seat.place)
+    coming = seat.coming()
+    if coming:
+        yield Ended(coming, PATIENCE)
+    before = seat.ending()
+    if before:
+        limit = max(map(call.limit, [place.resource.key for place in call.places.values()]))
+        if not (yield Ended(before, limit)):
+            raise LockTimeout(
+                f"{call.tool} of agent {call.identity.agent!r} waited {limit:g} s for an earlier call of its turn on "
+                "the same resource, which has not ended. Nothing was applied; retry, or raise `timeout`.",
+                resource=", ".join(place.resource.name for place in call.places.values()),
+                timeout=limit,
+                holders=(),
+                tool=call.tool,
+                agent=call.identity.agent,
+            )
+
+
 def _begin(call: Call, opening: Callable[[], Any] | None) -> Any:
-    call.recover_pending()
-    call.settle_places()
-    call.check_stale()
-    call.note_reads()
+    call.begin()
     return opening() if opening is not None else call.rewritten_arguments()
 
 
 def _end(call: Call, closing: Callable[[Any], Any] | None, result: Any) -> Any:
     if closing is not None:
         result = closing(result)
-    call._check_isolation()
+    call.check_isolation()
     call.commit()
+    if call.fresh is not None:
+        call.fresh.end()
     return result
 
 
 # -- the drivers ---
 
 
-def _perform(op: Wait | Do | Body) -> Any:
+def _perform(op: Wait | Ended | Do | Body) -> Any:
     if type(op) is Wait:
         return wait(op.ticket, op.timeout)
+    if type(op) is Ended:
+        from concurrent.futures import wait as wait_for
+
+        return not wait_for(op.futures, op.timeout).not_done
     assert type(op) is Do
     return op.fn()
 
 
-async def _aperform(op: Wait | Do | Body) -> Any:
+async def _aperform(op: Wait | Ended | Do | Body) -> Any:
     if type(op) is Wait:
         return await await_(op.ticket, op.timeout)
+    if type(op) is Ended:
+        import asyncio
+
+        return not (await asyncio.wait([*map(asyncio.wrap_future, op.futures)], timeout=op.timeout))[1]
     assert type(op) is Do
     return await threaded(op.fn, _io)
 

@@ -12,6 +12,7 @@ import secrets
 import threading
 import time
 import weakref
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,21 +21,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import flow, values
 from .call import Call
 from .commit import UNFINISHED
-from .declaration import Declaration, Signature, check_function, declared_on
+from .contents import Contents
+from .declaration import Declaration, Signature, check_function, declared_on, version_function
 from .events import Event, Hook
 from .exceptions import AgentGuardError, ConfigError, UndeclaredWrite
 from .home import Home, home_at
-from .locks import LockTable, Owner
+from .knowledge import Knowledge
+from .locks import Change, LockTable, Owner
 from .outline import Batch, Outline, outline
-from .redirect import GUARD, OPEN_GUARDS
+from .redirect import CURRENT, GUARD, OPEN_GUARDS, Place
 from .resources import Resource, Resources, plan
 from .shards import Identity, Shards
-from .versions import Knowledge, Versions
+from .versions import Versions
 
 if TYPE_CHECKING:
     from .config import Config, ResourceConfig
     from .join import JoinReport, ResourceReport
     from .status import Recovery, Status
+    from .turns import Seat
 
 __all__ = ["Guard", "Hold"]
 
@@ -65,12 +69,6 @@ class Guard:
         if config is not None and settings:
             raise ConfigError(f"give either config= or settings ({', '.join(settings)}), not both")
         self.config: Config = config if config is not None else make_config(root, **settings)
-        for name, options in self.config.resources.items():
-            if options.stale == "merge":
-                raise ConfigError(
-                    f'resources."{name}".stale: "merge" is not in this version; use "reject" or "ignore"',
-                    key=f'resources."{name}".stale', value="merge", nearest="reject",
-                )  # fmt: skip
         self.resources = Resources(self.config.root)
         self.root: Path = self.resources.root
         self.home: Home = home_at(self.root)
@@ -78,6 +76,8 @@ class Guard:
         self.shard_locks = LockTable()
         self.knowledge = Knowledge()
         self.versions = Versions()
+        self.contents = Contents(self.home.folder / "versions")
+        self.in_place: OrderedDict[str, Change] = OrderedDict()  # by resource: who wrote a file without a copy
         self.hooks: list[Hook] = []
         self.timeout: float = self.config.timeout
         self.run = f"run-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -115,13 +115,15 @@ class Guard:
         writes: Any = None,
         reads: Any = None,
         updates: Any = None,
+        version: Callable[..., Any] | None = None,
         name: str | None = None,
         timeout: float | None = None,
     ) -> F:
         """The same function, guarded at each call; a coroutine function stays one.
 
         Without `writes`, `reads` and `updates` its `@declare` is used, else the configuration's entry for its name,
-        else `unknown_tools` decides. `timeout` in seconds (0: try once); None: the configuration's.
+        else `unknown_tools` decides. `version` as in `declare`. `timeout` in seconds (0: try once); None: the
+        configuration's.
 
         The guarded function raises `StaleWrite`, `LockTimeout`, `Deadlock` or `UndeclaredWrite` without having run the
         body. A cancelled call stops waiting at once; a body that runs is cancelled, and its copies are discarded.
@@ -129,7 +131,7 @@ class Guard:
         """
         tool = name or str(getattr(fn, "__name__", type(fn).__name__))
         if any(given is not None for given in (writes, reads, updates)):
-            declaration: Declaration | None = Declaration.of(writes, reads, updates)
+            declaration: Declaration | None = Declaration.of(writes, reads, updates, version=version)
         else:
             declaration = self.declaration_of(tool, fn)
         if declaration is not None:
@@ -175,6 +177,7 @@ class Guard:
         writes: Any = None,
         reads: Any = None,
         updates: Any = None,
+        version: Callable[..., Any] | None = None,
         timeout: float | None = None,
         name: str = "hold",
     ) -> Hold:
@@ -183,7 +186,7 @@ class Guard:
         `timeout` in seconds for all resources together (0: try once). Leaving the block normally commits what
         `hold.path(name)` gave; an exception discards it. Raises on entry as a guarded function does.
         """
-        return Hold(self, Declaration.of(writes, reads, updates), name, timeout)
+        return Hold(self, Declaration.of(writes, reads, updates, version=version), name, timeout)
 
     def call(
         self,
@@ -194,12 +197,15 @@ class Guard:
         *,
         identity: Identity | None = None,
         timeout: float | None = None,
+        seat: Seat | None = None,
     ) -> T:
-        """Run one guarded call in this thread; what adapters use. `body` gets the arguments to replace."""
+        """Run one guarded call in this thread; what adapters use. `body` gets the arguments to replace.
+
+        `seat`: the call's place in its turn, when a model makes several calls at once (see `agentguard.turns`)."""
         declaration = self._known(declaration, tool)
         if not declaration:
             return body({})
-        made = self.begin(declaration, tool, arguments, identity=identity, timeout=timeout)
+        made = self.begin(declaration, tool, arguments, identity=identity, timeout=timeout, seat=seat)
         result: T = flow.run(flow.steps(made), body)
         return result
 
@@ -213,6 +219,7 @@ class Guard:
         identity: Identity | None = None,
         timeout: float | None = None,
         threaded: bool = False,
+        seat: Seat | None = None,
     ) -> Any:
         """The async twin of `call`. `threaded`: the body is sync; it runs in a thread and is waited for even when the
         call is cancelled, since a thread cannot be stopped and must not write after the release."""
@@ -220,7 +227,9 @@ class Guard:
         declaration = self._known(declaration, tool)
         if not declaration:
             return await run({})
-        made = self.begin(declaration, tool, arguments, identity=identity, timeout=timeout, asynchronous=True)
+        made = self.begin(
+            declaration, tool, arguments, identity=identity, timeout=timeout, asynchronous=True, seat=seat
+        )
         return await flow.arun(flow.steps(made), run)
 
     def begin(
@@ -232,6 +241,7 @@ class Guard:
         identity: Identity | None = None,
         timeout: float | None = None,
         asynchronous: bool = False,
+        seat: Seat | None = None,
     ) -> Call:
         """The `Call` for a declaration: names filled and resolved, nothing locked yet."""
         if self._closed:
@@ -249,6 +259,7 @@ class Guard:
             arguments,
             timeout=timeout,
             loop=loop,
+            seat=seat,
         )
 
     def declaration_of(self, tool: str, *carriers: Any) -> Declaration | None:
@@ -282,7 +293,11 @@ class Guard:
         """
         if not isinstance(name, str) or not name.strip():
             raise ConfigError(f"an agent needs a name, not {name!r}", value=name)
-        with self.identified(Identity(name, run or self.run, shard=name)) as identity:
+        around = IDENTITY.get()
+        memory = around[1].memory if around is not None and around[0] is self else None
+        if memory is not None:
+            memory = memory.named(name)
+        with self.identified(Identity(name, run or self.run, shard=name, memory=memory)) as identity:
             yield identity
 
     @contextlib.contextmanager
@@ -303,6 +318,9 @@ class Guard:
         found = IDENTITY.get()
         if found is not None and found[0] is self:
             return found[1]
+        around = CURRENT.get()
+        if around is not None and around.active and around.guard is self:
+            return around.identity
         if asynchronous:
             import asyncio
 
@@ -461,6 +479,25 @@ class Guard:
 
         return resolver(spec)
 
+    def version_of(self, options: ResourceConfig) -> Callable[[str], Any] | None:
+        """The user's function for the version of a resource with these options."""
+        given = options.version
+        if given is None:
+            return None
+        if isinstance(given, str):
+            from .config import resolver
+
+            given = resolver(given, "version")
+        return version_function(given)
+
+    def wrote_in_place(self, resource: str, call: Call) -> None:
+        """Remember who had a file that is not worked on as a copy, and from when to when."""
+        who, now = call.identity, time.time_ns()
+        change = Change(0, (call.began, now, 0, 0), now / 1e9, who.agent, who.run, call.tool, "")
+        self.in_place[resource] = change
+        if len(self.in_place) > 10_000:
+            self.in_place.popitem(last=False)
+
     def warn_unjoined(self, resource: str, tool: str) -> None:
         if resource not in self._warned:
             self._warned.add(resource)
@@ -473,18 +510,17 @@ class Guard:
 
     def emit(self, kind: str, call: Call, **details: Any) -> None:
         for place in list(call.places.values()):
-            token = call.tokens.get(place.resource.id)
-            self._send(
-                Event(
-                    kind,
-                    time.time(),
-                    place.resource.name,
-                    call.identity.agent,
-                    call.identity.run,
-                    call.tool,
-                    {**details, "token": token},
-                )
-            )
+            self.emit_one(kind, call, place, **details)
+
+    def emit_one(self, kind: str, call: Call, place: Place, **details: Any) -> None:
+        who, told = call.identity, {**details, "token": call.tokens.get(place.resource.id)}
+        self._send(Event(kind, time.time(), place.resource.name, who.agent, who.run, call.tool, told))
+
+    def emit_refused(self, call: Call, error: AgentGuardError) -> None:
+        """Nothing of a call was applied, and its body did not run."""
+        who, facts = call.identity, {"error": type(error).__name__, "code": error.code, **error.facts()}
+        name = str(facts.get("resource") or ", ".join(place.resource.name for place in call.places.values()))
+        self._send(Event("refused", time.time(), name, who.agent, who.run, call.tool, facts))
 
     def emit_merged(self, run: str, report: ResourceReport) -> None:
         self._send(

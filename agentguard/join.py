@@ -24,6 +24,7 @@ from .locks import Claim, LockTable, Owner
 from .redirect import CURRENT
 from .resources import Resource
 from .shards import Shard, ordered
+from .versions import signature
 
 if TYPE_CHECKING:
     from .guard import Guard
@@ -152,7 +153,7 @@ def joining(guard: Guard, run: str, references: Sequence[str] | None, timeout: f
         batches = guard.batches(tuple((resource, True) for resource in resources))
         try:
             yield from locked(claim, batches, lambda _: timeout)
-            reports += yield Do(functools.partial(_merge, guard, run, references, resources))
+            reports += yield Do(functools.partial(_merge, guard, run, references, resources, claim))
         finally:
             LockTable.release_all(claim)
         # Look again: a call may have begun a shard of a further resource before our locks were all there.
@@ -169,7 +170,7 @@ def _keys(shards: Sequence[Shard]) -> dict[str, str]:
 
 
 def _merge(
-    guard: Guard, run: str, references: Sequence[str] | None, resources: Sequence[Resource]
+    guard: Guard, run: str, references: Sequence[str] | None, resources: Sequence[Resource], claim: Claim
 ) -> list[ResourceReport]:
     """With every lock held: read, merge, check, commit, forget. Raises `MergeConflict` before anything is applied."""
     from .merge import Options, default_strategy  # parsers are imported by those who parse
@@ -235,8 +236,11 @@ def _merge(
     _remove(folder)
     for shard in shards:
         guard.shards.finish(shard, merged_keys)
+    published = {change.target for change in changes}
     for resource in resources:
-        guard.knowledge.wrote(resource.id, "join", "join", time.time())
+        ticket = claim.ticket(resource.key, guard.table(resource.home))
+        if ticket is not None and resource.path in published:
+            ticket.table.change(ticket, signature(resource.path) or (0, 0, 0, 0))
     if guard.hooks:
         for report in reports:
             guard.emit_merged(run, report)

@@ -5,7 +5,7 @@ Where a declaration has no fields this is worked out once and used again, as lon
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,23 +30,27 @@ class Part:
     resource: Resource
     exclusive: bool
     update: bool
+    read: bool  # besides being written, as the declaration says
     options: ResourceConfig
+    version: Callable[[str], Any] | None  # the user's own way to tell its version
 
 
 class Outline:
     """All of a call's resources. `batches` is None where it depends on who calls (shard mode)."""
 
-    __slots__ = ("_checks", "accesses", "batches", "begins", "declaration", "parts")
+    __slots__ = ("_checks", "accesses", "announces", "batches", "begins", "declaration", "parts")
 
     def __init__(self, guard: Guard, declaration: Declaration, arguments: Mapping[str, Any], tool: str) -> None:
         self.declaration = declaration
         self.accesses = declaration.accesses(arguments, tool)
-        self.parts = tuple(_parts(guard, self.accesses, tool))
+        self.parts = tuple(_parts(guard, self.accesses, tool, declaration.version))
         shards = any(part.options.mode == "shard" for part in self.parts)
         # Whether there is something to do between the grant and the body, whoever calls.
         self.begins = shards or any(
             access.argument is not None or not access.exclusive for access in self.accesses
         ) or any(part.options.require_read for part in self.parts)  # fmt: skip
+        # Whether a key is written, of whose changes only the guard can keep the record.
+        self.announces = any(part.exclusive and part.resource.path is None for part in self.parts)
         self.batches = None if shards else guard.batches(tuple((p.resource, p.exclusive) for p in self.parts))
         checks = [guard.resources.recall(access.name) for access in self.accesses]
         self._checks = None if declaration.fixed is None or None in checks else [c for c in checks if c is not None]
@@ -76,7 +80,9 @@ def outline(guard: Guard, declaration: Declaration, arguments: Mapping[str, Any]
     return made
 
 
-def _parts(guard: Guard, accesses: Sequence[Access], tool: str) -> list[Part]:
+def _parts(
+    guard: Guard, accesses: Sequence[Access], tool: str, declared_version: Callable[[str], Any] | None
+) -> list[Part]:
     parts: dict[str, Part] = {}
     for access in accesses:
         resource = guard.resources.resolve(access.name, tool)
@@ -87,9 +93,16 @@ def _parts(guard: Guard, accesses: Sequence[Access], tool: str) -> list[Part]:
                 resource=resource.name,
                 tool=tool,
             )
-        exclusive, update = access.exclusive, access.kind == "updates"
+        exclusive, update, read = access.exclusive, access.kind == "updates", False
         earlier = parts.get(resource.id)
         if earlier is not None:
+            read = earlier.read or exclusive is not earlier.exclusive
             exclusive, update = exclusive or earlier.exclusive, update or earlier.update
-        parts[resource.id] = Part(resource, exclusive, update, guard.config.resource(resource.name))
+        options = guard.config.resource(resource.name)
+        version = guard.version_of(options) or (declared_version if _has_no_content(resource) else None)
+        parts[resource.id] = Part(resource, exclusive, update, read, options, version)
     return list(parts.values())
+
+
+def _has_no_content(resource: Resource) -> bool:
+    return resource.path is None or resource.directory

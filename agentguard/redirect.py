@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from .commit import Delete, Replace, snapshot
 from .declaration import Access
-from .exceptions import StaleWrite, UndeclaredWrite
+from .exceptions import UndeclaredWrite
 from .resources import FOLDER
+from .stale import touching
 from .versions import Signature, signature
 
 if TYPE_CHECKING:
@@ -48,18 +49,29 @@ class Place:
     fresh: Signature | None = None  # of the copy as it was handed out
     asked: str | None = None  # the spelling by which it was asked for
     pinned: Signature | None = None  # shard mode: of the real file before the body ran
+    rebased = False  # a stale write that shall be merged: the body works on `base`, what others made of it is `theirs`
+    base: bytes | None = None
+    theirs: bytes | None = None
+    ours: str | None = None  # the version that the agent made of `base`
 
     def __init__(self, part: Part) -> None:
         self.resource = resource = part.resource
         self.exclusive = part.exclusive
         self.update = part.update
+        self.read = part.read
         self.options = part.options
+        self.version = part.version
         # What a commit of this call replaces: the file, the parent call's copy, or the shard's copy.
         self.target = resource.path or _NOWHERE
 
     @property
     def in_place(self) -> bool:
         return self.resource.directory or self.target.suffix.lower() in _IN_PLACE
+
+    def rebase(self, base: bytes | None, theirs: bytes | None) -> None:
+        """Have the body work on another content than the target's; see `rebased`."""
+        self.rebased, self.base, self.theirs = True, base, theirs
+        self.before = signature(self.target)
 
     def stage(self, folder: Path, root: Path, *, copy: bool = True) -> Path:
         """Make this call's copy under `folder`, at the file's place under `root`."""
@@ -70,8 +82,8 @@ class Place:
         staged = folder / os.path.relpath(real, root)
         staged.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.before = signature(self.target)
-        self.existed = copy and snapshot(self.target, staged)
-        if self.existed and self.before is not None:
+        self.existed = copy and self._fill(staged)
+        if self.existed and self.before is not None and not self.rebased:
             # Well before now: any write to the copy, even in the same clock tick, shows as another time.
             old = (self.before[0] // 1_000_000_000 - 2) * 1_000_000_000
             os.utime(staged, ns=(old, old))
@@ -79,13 +91,23 @@ class Place:
         self.staged = staged
         return staged
 
+    def _fill(self, staged: Path) -> bool:
+        if not self.rebased:
+            return snapshot(self.target, staged)
+        if self.base is None:
+            return False
+        snapshot(self.target, staged)  # for its mode and owner
+        staged.write_bytes(self.base)
+        return True
+
     def change(self) -> Replace | Delete | None:
         """What a commit has to do here; None when the copy was not touched."""
         if self.staged is None:
             return None
         now = signature(self.staged)
         if now is None:
-            return Delete(self.target) if self.existed else None
+            existed = self.theirs is not None if self.rebased else self.existed
+            return Delete(self.target) if existed else None
         if self.fresh is not None and now[0] == self.fresh[0] and now[2] == self.fresh[2]:
             try:
                 if filecmp.cmp(self.staged, self.target, shallow=False):
@@ -199,18 +221,7 @@ def check_untouched(places: Iterable[Place], tool: str, agent: str) -> None:
         if place.staged is None or place.entry is not None:
             continue
         if signature(place.target) != place.before and place.change() is not None:
-            name = place.resource.name
-            raise StaleWrite(
-                f"{name} was changed outside the guard while {tool} of agent {agent!r} worked on its copy: either the "
-                f"tool itself also wrote to the file directly, or another program did. The copy was not applied. "
-                f"Let the tool write only to path({name!r}), read {name} again, then retry.",
-                resource=name,
-                agent=agent,
-                changed_by=None,
-                changed_at=None,
-                diff="",
-                tool=tool,
-            )
+            raise touching(place.resource.name, tool, agent)
 
 
 def undeclared(name: str, tool: str, agent: str, declared: Iterable[str]) -> UndeclaredWrite:

@@ -24,6 +24,7 @@ import orjson
 from .commit import atomic_write, snapshot
 from .exceptions import AgentGuardError
 from .home import Home, make_private
+from .knowledge import Memory
 from .resources import Resource
 
 __all__ = ["Entry", "Identity", "Shard", "Shards"]
@@ -38,7 +39,8 @@ class Identity:
 
     `agent`: shown in every message, and whose reads are remembered. `run`: what a join belongs to. `shard`: the unit of
     isolation in shard mode (None: nobody will join, so calls are serialized). `order`: decides the order of merging.
-    `parent`: the reference of a shard whose content this one starts from (a later node of the same branch).
+    `parent`: the reference of a shard whose content this one starts from (a later node of the same branch). `memory`:
+    where the agent's reads are remembered (None: in this process, by `run` and `agent`).
     """
 
     agent: str
@@ -47,6 +49,7 @@ class Identity:
     shard: str | None = None
     order: tuple[str, ...] = ()
     parent: str | None = None
+    memory: Memory | None = field(default=None, compare=False, repr=False)
 
 
 def encoded(name: str) -> str:

@@ -211,6 +211,38 @@ class LockContract:
         assert len(tokens) == 100
         assert tokens == sorted(set(tokens))
 
+    # -- changes ---------------------------------------------------------------------------------------------------
+
+    def test_a_change_is_told_to_later_holders(self) -> None:
+        reader = self.hold(self.one, "db:a", SHARED)
+        assert self.one.last_change(reader) is None
+        self.one.release(reader)
+        for table, agent in ((self.one, "ann"), (self.two, "bob"), (self.one, "ann")):
+            writer = self.hold(table, "db:a", EXCLUSIVE, caller(agent))
+            table.change(writer, (1, 2, 3, 2**64 - 1))
+            keeper = self.hold(self.one, "db:b") if self.two is self.one else None
+            table.release(writer)
+            idle = self.hold(self.one, "db:a", EXCLUSIVE, caller("changes nothing"))
+            seen = [self.one.last_change(idle)]
+            self.one.release(idle)
+            for other in (self.one, self.two):
+                later = self.hold(other, "db:a", SHARED)
+                seen.append(other.last_change(later))
+                other.release(later)
+            if keeper is not None:
+                self.one.release(keeper)
+            for change in seen:
+                assert change is not None
+                assert (change.agent, change.run, change.tool) == (agent, "run", "tool")
+                assert change.numbers == (1, 2, 3, 2**64 - 1)
+                assert 0 < change.token < self._token("db:a")
+                assert abs(time.time() - change.at) < LONG
+
+    def _token(self, key: str) -> int:
+        ticket = self.hold(self.one, key)
+        self.one.release(ticket)
+        return ticket.token
+
     # -- order -----------------------------------------------------------------------------------------------------
 
     def test_first_in_first_out(self) -> None:

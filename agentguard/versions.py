@@ -1,27 +1,24 @@
-"""What version a resource has, and which one each agent last read.
+"""What version a resource has.
 
 A file's version is a hash of its content, so that a touched but equal file is equal; the stat signature only saves
-hashing again. The idea is optimistic concurrency control (Kung, Robinson 1981), checked under the exclusive lock.
+hashing again.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import stat
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ABSENT", "Change", "Knowledge", "Known", "Signature", "Versions", "diff", "signature"]
+__all__ = ["ABSENT", "Signature", "Versions", "hash_bytes", "signature"]
 
 ABSENT = "absent"
 Signature = tuple[int, int, int, int]
 
-_KEEP = 32 * 1024  # bytes of text kept at a read, so that a refusal can say what changed
 _RACY = 20_000_000  # ns: a file changed this recently may change again without a new time stamp
 
 
@@ -35,6 +32,7 @@ def signature(path: Path) -> Signature | None:
 
 
 def hash_bytes(data: bytes) -> str:
+    """The version of a file with this content."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
@@ -74,78 +72,3 @@ class Versions:
                 while len(self._cache) > self._limit:
                     self._cache.popitem(last=False)
         return version
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What one agent last read: the version, when, and the text if it was small."""
-
-    version: str
-    at: float  # seconds since the epoch
-    text: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """Who last changed a resource, as far as this process knows."""
-
-    agent: str
-    tool: str
-    at: float
-    version: str | None = None
-
-
-class Knowledge:
-    """Per (run, agent, key) what was read; per key who wrote last. Thread-safe; bounded, the oldest goes first."""
-
-    def __init__(self, limit: int = 10_000) -> None:
-        self._limit = limit
-        self._read: OrderedDict[tuple[str, str, str], Known] = OrderedDict()
-        self._written: OrderedDict[str, tuple[str, str, float, str | None]] = OrderedDict()
-        self._mutex = threading.Lock()
-
-    @property
-    def anything(self) -> bool:
-        """Whether anybody has read anything."""
-        return bool(self._read)
-
-    def get(self, run: str, agent: str, key: str) -> Known | None:
-        return self._read.get((run, agent, key)) if self._read else None
-
-    def read(self, run: str, agent: str, key: str, known: Known) -> None:
-        with self._mutex:
-            self._read[run, agent, key] = known
-            self._read.move_to_end((run, agent, key))
-            while len(self._read) > self._limit:
-                self._read.popitem(last=False)
-
-    def wrote(self, key: str, agent: str, tool: str, at: float, version: str | None = None) -> None:
-        """Note who changed a resource; the fields of a `Change`."""
-        with self._mutex:
-            self._written[key] = agent, tool, at, version
-            self._written.move_to_end(key)
-            while len(self._written) > self._limit:
-                self._written.popitem(last=False)
-
-    def last_change(self, key: str) -> Change | None:
-        found = self._written.get(key)
-        return Change(*found) if found is not None else None
-
-
-def small_text(path: Path) -> str | None:
-    """The content of a small text file, for the diff of a later refusal."""
-    try:
-        if path.stat().st_size > _KEEP:
-            return None
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def diff(old: str | None, new: str | None, *, limit: int = 500) -> str:
-    """A short unified diff without headers, cut to `limit` characters; empty when either side is not known."""
-    if old is None or new is None:
-        return ""
-    lines = list(difflib.unified_diff(old.splitlines(), new.splitlines(), lineterm="", n=0))[2:]
-    text = "\n".join(line[:160] for line in lines if not line.startswith("@@"))
-    return text if len(text) <= limit else text[: limit - 2] + " …"

@@ -102,15 +102,15 @@ def make_config(root: str | os.PathLike[str] = ".", **settings: Any) -> Config:
     return build({"root": root, **settings}, Path.cwd(), Source())
 
 
-def resolver(spec: str) -> Callable[..., Any]:
-    """The function that `on_conflict = "package.module:function"` names; it is imported now.
+def resolver(spec: str, key: str = "on_conflict") -> Callable[..., Any]:
+    """The function that `on_conflict = "package.module:function"` (or another `key`) names; it is imported now.
 
     Raises `ConfigError` when the text has another form, the module cannot be found or read, or what it names is not
     callable. Other errors of the module's own code pass through.
     """
 
     def wrong(why: str) -> ConfigError:
-        return ConfigError(f"on_conflict = {spec!r}: {why}", key="on_conflict", value=spec)
+        return ConfigError(f"{key} = {spec!r}: {why}", key=key, value=spec)
 
     if not isinstance(spec, str) or not FUNCTION.fullmatch(spec):
         raise wrong('expected "package.module:function"')
@@ -126,7 +126,7 @@ def resolver(spec: str) -> Callable[..., Any]:
             near = nearest(step, dir(found))
             hint = f'; did you mean "{near}"?' if near else ""
             raise ConfigError(
-                f"on_conflict = {spec!r}: {module} has no {path!r}{hint}", key="on_conflict", value=spec, nearest=near
+                f"{key} = {spec!r}: {module} has no {path!r}{hint}", key=key, value=spec, nearest=near
             ) from error
     if not callable(found):
         raise wrong(f"it is a {type(found).__name__}, which cannot be called")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -44,6 +45,7 @@ class ResourceConfig(Model):
     durable: bool | None = Field(None, description=FLAG)
     timeout: Seconds | None = Field(None, description=_SECONDS)
     require_read: bool | None = Field(None, description=FLAG)
+    version: str | Callable[..., Any] | None = Field(None, description='"package.module:function"')
 
 
 _DEFAULT = ResourceConfig.model_validate({})

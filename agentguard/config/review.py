@@ -176,6 +176,18 @@ def _review_entry(at: tuple[str, str], entry: ResourceConfig) -> Iterator[_Mista
         near = nearest(given, ["fail", "park"])
         expected = ResourceConfig.model_fields["on_conflict"].description
         yield _Mistake((*at, "on_conflict"), given, f"expected {expected}, not {show(given)}{_hint(near)}", near)
+    version = entry.version
+    if isinstance(version, str):
+        if not FUNCTION.fullmatch(version):
+            expected = ResourceConfig.model_fields["version"].description
+            yield _Mistake((*at, "version"), version, f"expected {expected}, not {show(version)}")
+    elif version is not None:
+        from ..declaration import version_function
+
+        try:
+            version_function(version)
+        except ConfigError as error:
+            yield _Mistake((*at, "version"), repr(version), error.message)
 
 
 def _review_tools(config: Config, names: Resources) -> Iterator[_Mistake]:

@@ -19,6 +19,8 @@ release       never blocks, never awaits, from any thread, any number of times
 crash         what a dead process held or waited for is free; nothing needs to be cleaned up
 fork          the child holds nothing and waits for nothing, and can lock anew
 token         rises with every exclusive grant of a key, over crash and restart; shared holders see the last one
+change        what a holder noted by `change` (who, when, under which token) is told to later holders by `last_change`,
+              whatever became of its process
 loss          `verify` raises `LockLost` for a lock that somebody took away (its file was deleted or replaced)
 
 How the parts fit: a `Claim` is one call; `LockTable` (`granting`, `table`) gives it a `Ticket` for each key, in one
@@ -34,6 +36,7 @@ from __future__ import annotations
 from .contract import (
     Backend,
     BeginAgain,
+    Change,
     Holder,
     KeyStatistics,
     Lock,
@@ -51,6 +54,7 @@ from .waiting import await_, wait
 __all__ = [
     "Backend",
     "BeginAgain",
+    "Change",
     "Claim",
     "FileBackend",
     "FileTable",

@@ -15,6 +15,7 @@ from .forks import after_fork
 __all__ = [
     "Backend",
     "BeginAgain",
+    "Change",
     "Holder",
     "KeyStatistics",
     "Lock",
@@ -125,6 +126,22 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """The last change of a resource that a holder of its key told: under which token, when, and who it was.
+
+    `numbers` are the caller's own: four, up to 64 bits each.
+    """
+
+    token: int
+    numbers: tuple[int, int, int, int]
+    at: float  # seconds since the epoch
+    agent: str
+    run: str
+    tool: str
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
 class KeyStatistics:
     """One key of this process now; `grants` and `longest_wait` (seconds) since the table last began to track it."""
 
@@ -222,6 +239,14 @@ class Lock(Protocol):
 
     def describe(self, owner: Owner) -> None:
         """Note a shared holder for others to see; the first of several is enough."""
+        ...
+
+    def change(self, owner: Owner, numbers: tuple[int, int, int, int]) -> None:
+        """While held exclusively: note a change under the last token. It outlives this process."""
+        ...
+
+    def last_change(self) -> Change | None:
+        """While held: the last change that any process noted; None when there was none yet."""
         ...
 
     def release(self, keep: Mode | None) -> None:

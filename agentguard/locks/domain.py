@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from .contract import Lock, Mode
+from .contract import Change, Lock, Mode
 from .tickets import Queue
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _monotonic = time.monotonic
 class Domain(Queue):
     """A key's queue, and what this process holds of the key's lock between processes (`lock` None: there is none)."""
 
-    __slots__ = ("checked", "grants", "have", "key", "lock", "longest", "pumping", "table", "taken", "used")
+    __slots__ = ("changed", "checked", "grants", "have", "key", "lock", "longest", "pumping", "table", "taken", "used")
 
     def __init__(self, key: str, lock: Lock | None, table: Granting) -> None:
         super().__init__()
@@ -31,6 +31,7 @@ class Domain(Queue):
         self.lock = lock
         self.have: Mode | None = None  # None while intentions are granted: they are held on trust
         self.checked = -1  # the token up to which this process knows what the key's holders left: see `Ticket.foreign`
+        self.changed: Change | None = None  # where there is no lock that would keep it
         self.taken = 0.0  # monotonic time at which `have` was taken, or last seen to be in nobody's way
         self.pumping = False  # a thread is in `lock.acquire`: nobody else may touch the lock
         self.grants = 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..exceptions import ConfigError
 from . import record
-from .contract import Lock, Mode, Owner, directories_above
+from .contract import Change, Lock, Mode, Owner, directories_above
 from .forks import OPENING
 from .mapped import Mapped
 from .native import AT_ONCE, BUSY, EXCLUSIVE, SHARED, UNLOCK, pread, pwrite
@@ -314,6 +314,18 @@ class KeyFile:
             mapped.bytes[_READER : _READER + len(text)] = text
         else:
             pwrite(self._fd, text, _READER)
+
+    def change(self, owner: Owner, numbers: tuple[int, int, int, int]) -> None:
+        data = record.pack_change(numbers, self.token, owner)
+        mapped = self._mapped
+        if mapped is not None and self._current() and self._seen:
+            mapped.bytes[record.CHANGE : record.CHANGE + len(data)] = data
+        else:
+            pwrite(self._fd, data, record.CHANGE)
+        self._seen = False
+
+    def last_change(self) -> Change | None:
+        return record.unpack_change(pread(self._fd, record.CHANGE_SIZE, record.CHANGE))
 
     def contended(self) -> bool:
         self._seen = False

@@ -2,7 +2,8 @@
 
 16   magic; a byte: somebody is queued; a byte: no directory above is locked as such (see `directory.py`); two zeros
 24   token of the last exclusive grant, boot it was issued in, process, since, length, "host agent run tool"
-512  the same of the last reader, without token and boot
+352  the same of the last reader, without token and boot
+656  the last change: token it was made under, four numbers of the caller, then as above, without token and boot
 1024 length of the key, key
 
 Numbers are eight bytes, aligned and little-endian, so that a mapped file is read and written by whole words.
@@ -16,12 +17,14 @@ import struct
 import time
 from pathlib import Path
 
-from .contract import Holder, Mode, Owner, this_host
+from .contract import Change, Holder, Mode, Owner, this_host
 from .forks import after_fork
 
 __all__ = [
     "BOOTED",
     "CALM",
+    "CHANGE",
+    "CHANGE_SIZE",
     "CLEAR",
     "GRANT",
     "HEAD",
@@ -37,17 +40,19 @@ __all__ = [
     "file_name",
     "key_block",
     "next_token",
+    "pack_change",
     "pack_grant",
     "pack_holder",
     "read_key",
     "unpack",
+    "unpack_change",
 ]
 
 MAGIC = b"AGL1"
 HEAD_AT = 16
 HEAD = struct.Struct("<4sB3xQQ")
 QUEUED, CLEAR = 20, 21
-GRANT, READER, KEY = 24, 512, 1024
+GRANT, READER, CHANGE, KEY = 24, 352, 656, 1024
 HOLDER_AT = 40
 # Words: where they are in a mapped file; QUIET holds `CALM` while nobody is queued.
 TOKEN, BOOTED, QUIET, SINCE = 3, 4, 2, 6
@@ -56,7 +61,9 @@ _TOKEN = struct.Struct("<QQ")
 _HOLDER = struct.Struct("<QdQ")
 _pack_token, _pack_holder = _TOKEN.pack, _HOLDER.pack
 _now = time.time
-_TEXT = 440
+_CHANGE = struct.Struct("<QQQQQ")
+_TEXT = 280
+CHANGE_SIZE = _CHANGE.size + _HOLDER.size + _TEXT
 
 
 def file_name(key: str) -> str:
@@ -101,7 +108,7 @@ def text_of(owner: Owner) -> bytes:
         parts = (this_host(), owner.agent, owner.run, owner.tool)
         text = "\0".join(parts).encode("utf-8", "replace")
         if len(text) > _TEXT:
-            text = "\0".join(part[:25] for part in parts).encode("utf-8", "replace")
+            text = "\0".join(part[:17] for part in parts).encode("utf-8", "replace")
         object.__setattr__(owner, "packed", text)
     return text
 
@@ -115,6 +122,22 @@ def pack_holder(owner: Owner) -> bytes:
 def pack_grant(token: int, owner: Owner) -> bytes:
     """Token and description of an exclusive holder, for one write: so that one is never there without the other."""
     return _pack_token(token, BOOT) + pack_holder(owner)
+
+
+def pack_change(change: tuple[int, int, int, int], token: int, owner: Owner) -> bytes:
+    """What `unpack_change` reads."""
+    return _CHANGE.pack(token, *(number & 0xFFFFFFFFFFFFFFFF for number in change)) + pack_holder(owner)
+
+
+def unpack_change(data: bytes) -> Change | None:
+    """The last change that a lock file tells, from `CHANGE` on; None before the first."""
+    if len(data) < _CHANGE.size + _HOLDER.size:
+        return None
+    token, *numbers = _CHANGE.unpack_from(data)
+    _, at, host, agent, run, tool = _unpack_holder(data, _CHANGE.size)
+    if not token:
+        return None
+    return Change(token, (numbers[0], numbers[1], numbers[2], numbers[3]), at, agent, run, tool, host)
 
 
 def key_block(key: str) -> bytes:
@@ -133,15 +156,17 @@ def read_key(data: bytes) -> str | None:
 
 def unpack(data: bytes, key: str, mode: Mode) -> Holder:
     """The holder that a lock file's content describes. Other people's bytes: whatever stands there, no error."""
-    at = HOLDER_AT if mode is Mode.EXCLUSIVE else READER
+    token = _TOKEN.unpack_from(data, GRANT)[0] if len(data) >= GRANT + _TOKEN.size else 0
+    pid, since, host, agent, run, tool = _unpack_holder(data, HOLDER_AT if mode is Mode.EXCLUSIVE else READER)
+    return Holder(key, mode, agent, run, tool, pid, host, since, token)
+
+
+def _unpack_holder(data: bytes, at: int) -> tuple[int, float, str, str, str, str]:
     try:
-        token, _ = _TOKEN.unpack_from(data, GRANT)
         pid, since, length = _HOLDER.unpack_from(data, at)
     except struct.error:
-        token = pid = since = length = 0
+        pid = since = length = 0
     start = at + _HOLDER.size
     fields = data[start : start + min(length, _TEXT)].decode("utf-8", "replace").split("\0")
-    host, agent, run, tool = (*fields, "?", "?", "?", "?")[:4] if len(fields) == 4 else ("?", "?", "?", "?")
-    if not 0 <= since < 1e11:
-        since = 0.0
-    return Holder(key, mode, agent, run, tool, pid, host, float(since), token)
+    host, agent, run, tool = fields if len(fields) == 4 else ("?", "?", "?", "?")
+    return pid, float(since) if 0 <= since < 1e11 else 0.0, host, agent, run, tool

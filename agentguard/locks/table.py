@@ -6,18 +6,19 @@ here. Between processes the table holds each key once, through its backend's `Lo
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Sequence
 
 from ..exceptions import LockLost
 from .arrival import PUMPS
-from .contract import Backend, Holder, KeyStatistics, Mode, Statistics
+from .contract import Backend, Change, Holder, KeyStatistics, Mode, Statistics, this_host
 from .cycles import BLOCKED_LOOPS
 from .domain import Domain
 from .forks import MUTEX, after_fork
 from .granting import Granting
 from .section import TODO, WAKING, forget, leave, section, work_off
-from .tickets import Claim, Ticket
+from .tickets import Claim, Queue, Ticket
 
 __all__ = ["LockTable"]
 
@@ -111,6 +112,33 @@ class LockTable(Granting):
             ticket.foreign = False
             queue.checked = ticket.token
 
+    def change(self, ticket: Ticket, numbers: tuple[int, int, int, int] = (0, 0, 0, 0)) -> None:
+        """Note that the holder of this exclusive ticket changes what the key stands for; see `last_change`."""
+        owner = ticket.claim.owner
+        try:
+            with MUTEX:  # not `section()`, which costs more than the rest of this
+                if TODO:
+                    work_off()
+                domain = _place(ticket)
+                if not (ticket.granted and isinstance(domain, Domain)):
+                    return
+                if domain.lock is not None:
+                    domain.lock.change(owner, numbers)
+                else:
+                    who = owner.agent, owner.run, owner.tool, this_host()
+                    domain.changed = Change(ticket.token, numbers, time.time(), *who)
+        finally:
+            if TODO or WAKING:
+                leave()
+
+    def last_change(self, ticket: Ticket) -> Change | None:
+        """The last change that a holder of the ticket's key noted, in any process. With the ticket granted."""
+        with section():
+            domain = _place(ticket)
+            if not (ticket.granted and isinstance(domain, Domain)):
+                return None
+            return domain.lock.last_change() if domain.lock is not None else domain.changed
+
     def holders(self, key: str) -> tuple[Holder, ...]:
         """Who holds a key: in this process, else as other processes wrote it down; () when it is free."""
         with section():
@@ -134,10 +162,8 @@ class LockTable(Granting):
         To be called right before what the lock protects is made visible.
         """
         with section():
-            queue = ticket.queue
+            queue = _place(ticket)
             held = ticket.granted
-            while queue is not None and queue.inside is not None:
-                queue = queue.inside.queue
             # An intention on trust has no lock that could be lost: what lies beneath is verified for itself.
             if held and isinstance(queue, Domain) and queue.lock is not None and not queue.pumping and queue.have:
                 held = not queue.lock.lost()
@@ -173,6 +199,14 @@ class LockTable(Granting):
         with section():
             self._closed = True
             self._sweep(0)
+
+
+def _place(ticket: Ticket) -> Queue | None:
+    """The queue of the key itself, also for a ticket inside that of a call around."""
+    queue = ticket.queue
+    while queue is not None and queue.inside is not None:
+        queue = queue.inside.queue
+    return queue
 
 
 def _after_fork() -> None:

@@ -53,6 +53,13 @@ class Claim:
             yield claim
             claim = claim.parent
 
+    def ticket(self, key: str, table: LockTable) -> Ticket | None:
+        """The granted ticket of a key of this table; None when there is none."""
+        ticket = self.held.get(key)
+        while ticket is not None and ticket.table is not table:
+            ticket = ticket.earlier
+        return ticket
+
     def tickets(self) -> list[Ticket]:
         """Every ticket that it has left, waiting ones first, then the newest."""
         found = [*self.held.values()]

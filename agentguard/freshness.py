@@ -1,0 +1,263 @@
+"""The versions of one call's resources: checked before its body, noted while it reads, moved along when it writes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .contents import LARGEST, SMALL
+from .knowledge import UNKNOWN, Known
+from .locks import Change
+from .stale import Case, Reason, judge, refusal
+from .versions import ABSENT, hash_bytes, signature
+
+if TYPE_CHECKING:
+    from .call import Call
+    from .exceptions import StaleWrite
+    from .redirect import Place
+
+__all__ = ["Freshness"]
+
+log = logging.getLogger("agentguard")
+
+_TICK = 10_000_000  # ns: a file's times may lag behind the clock by so much
+
+
+class Freshness:
+    """See above; one call's. Everything is called with the call's locks held."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self.learned: dict[str, Known] = {}
+        self.moves: list[Place] = []  # what the agent will know in its new version, if the call succeeds
+
+    # -- before the body ---
+
+    def begin(self) -> None:
+        """Check what the call writes, and note what it reads. Raises `StaleWrite`; then nothing may go on."""
+        for place in [*self._call.places.values()]:
+            if place.exclusive:
+                self.check(place)
+        for place in [*self._call.places.values()]:
+            if not place.exclusive:
+                self.note(place)
+
+    def check(self, place: Place) -> None:
+        """Refuse a write that is based on another version than the current one; or have it merged, if it shall be."""
+        call, key = self._call, place.resource.id
+        known = call.known(key)
+        turn = call.seat.turn if call.seat is not None and call.seat.turn.matters(call.seat.place) else None
+        found = turn.found.get(key) if turn is not None else None
+        if place.read:
+            self.moves.append(place)  # it sees what it replaces
+        if self._has_no_version(place):
+            self._check_kind(place, known)
+            return
+        must_read = place.options.require_read
+        if known is None and turn is None and not must_read:
+            return
+        try:
+            current = self.version(place)
+        except OSError as error:
+            if known is None or place.update or place.options.stale == "ignore":
+                return
+            raise self._refused(place, Reason.UNCHECKED, known, UNKNOWN, why=_told(error)) from error
+        except _VersionError as error:
+            if place.update or place.options.stale == "ignore":
+                return
+            raise self._refused(place, Reason.UNCHECKED, known, UNKNOWN, why=str(error)) from error.__cause__
+        if turn is not None:
+            turn.found.setdefault(key, current)
+            self._keep(place, current)
+        if place.update:
+            if known is not None and known.version == current and not place.read:
+                self.moves.append(place)
+            return
+        if not place.read and (known is not None or (must_read and current == ABSENT)):
+            self.moves.append(place)
+        if place.options.stale == "ignore" or self._is_ours(place):
+            return
+        reason = judge(known, found, current, bool(must_read))
+        if reason is None:
+            return
+        why = ""
+        if place.options.stale == "merge":
+            why = self._rebase(place, known.version if known is not None else found, current)
+            if not why:
+                return
+        if reason is Reason.DELETED:  # there is nothing to read any more: the refusal itself is the news
+            call.remember({key: Known(ABSENT, time.time())})
+        raise self._refused(place, reason, known, current, why=why)
+
+    def _check_kind(self, place: Place, known: Known | None) -> None:
+        """A directory has no version; but if the agent knows a file of that name, it was replaced."""
+        file = self._call.known(place.resource.id.rstrip("/")) if place.resource.directory else None
+        if file is not None and known is None and not place.update and place.options.stale != "ignore":
+            raise self._refused(place, Reason.REPLACED, file, UNKNOWN)
+
+    def _is_ours(self, place: Place) -> bool:
+        """Whether a call around this one, of the same agent, has the resource: what changed there is its own doing."""
+        call = self._call
+        outer = call.parent
+        while outer is not None:
+            other = outer.places.get(place.resource.id)
+            if other is not None and other.exclusive and outer.active and outer.same_agent(call):
+                return True
+            outer = outer.parent
+        return False
+
+    def _rebase(self, place: Place, version: str | None, current: str) -> str:
+        """Have the body work on the version that the agent knows; or say why that cannot be."""
+        contents = self._call.guard.contents
+        base = contents.get(version) if version is not None and version != ABSENT else None
+        if place.resource.path is None or place.in_place:
+            return "It cannot be merged: only files that are worked on as copies can."
+        if base is None and version != ABSENT:
+            return "It could not be merged: the version that was read is not kept any more."
+        theirs = _content(place.target)
+        if theirs is not None and hash_bytes(theirs) != current:
+            return "It could not be merged: it is being changed by somebody outside the guard."
+        place.rebase(base, theirs)
+        return ""
+
+    # -- what a version is ---
+
+    @staticmethod
+    def _has_no_version(place: Place) -> bool:
+        return place.resource.directory and place.version is None
+
+    def version(self, place: Place) -> str:
+        """The version of a resource now. Raises OSError for a file that cannot be read."""
+        call = self._call
+        if place.version is not None:
+            name = place.resource.name
+            try:
+                found = place.version(name)
+            except Exception as error:  # the user's own code: whatever it raises, nothing was compared
+                raise _VersionError(f"its version function raised {_told(error)}") from error
+            return ABSENT if found is None else f"={found}"
+        if place.resource.path is None:
+            change = self._last_change(place)
+            return f"#{change.token if change is not None else 0}"
+        return call.guard.versions.of(place.target)
+
+    def _last_change(self, place: Place) -> Change | None:
+        ticket = self._call.ticket(place.resource)
+        return ticket.table.last_change(ticket) if ticket is not None else None
+
+    # -- what the agent learns ---
+
+    def note(self, place: Place) -> None:
+        """Remember the version that the call is about to read. A tool that cannot be told what it reads still reads;
+        what it writes on that account is refused then."""
+        if self._has_no_version(place):
+            return
+        try:
+            version = self.version(place)
+        except (_VersionError, OSError) as error:
+            log.warning(
+                "%s of agent %r reads %s, but in which version cannot be told, so that its next write will be refused: "
+                "%s", self._call.tool, self._call.identity.agent, place.resource.name, error,
+            )  # fmt: skip
+            version = UNKNOWN
+        self._keep(place, version)
+        self.learned[place.resource.id] = Known(version, time.time())
+
+    def _keep(self, place: Place, version: str, file: Path | None = None) -> None:
+        """Keep the content behind a version, if it may be asked for: for a diff, or as the base of a merge."""
+        if place.resource.path is None or place.version is not None or version in (ABSENT, UNKNOWN):
+            return
+        merge = place.options.stale == "merge"
+        contents = self._call.guard.contents
+        lasting = merge or self._call.lasting
+        if contents.has(version, lasting=lasting):
+            return
+        file = file or place.target
+        with contextlib.suppress(OSError):
+            if file.stat().st_size <= (LARGEST if merge else SMALL):
+                contents.keep(version, file.read_bytes(), lasting=lasting)
+
+    def end(self) -> None:
+        """After the commit: what the agent knows now of what it wrote, and who changed it for others to see."""
+        for place in self.moves:
+            if place.ours is not None:  # merged: the agent has seen its own side only
+                version = place.ours
+            else:
+                try:
+                    version = self.version(place)
+                except (_VersionError, OSError):
+                    version = UNKNOWN
+                self._keep(place, version)
+            self.learned[place.resource.id] = Known(version, time.time())
+
+    # -- who changed it ---
+
+    def announce(self) -> None:
+        """Before the body: whatever it does, nobody can tell afterwards whether it changed what a key stands for."""
+        for place in self._call.places.values():
+            if place.exclusive and place.resource.path is None:
+                self.changed(place)
+
+    def changed(self, place: Place) -> None:
+        """Note for every process that this call has changed a resource."""
+        ticket = self._call.ticket(place.resource)
+        if ticket is not None:
+            found = signature(place.resource.path) if place.resource.path is not None else None
+            ticket.table.change(ticket, found or (0, 0, 0, 0))
+
+    def author(self, place: Place) -> Change | None:
+        """Who made the current version; None when it was nobody whom the guard knows."""
+        change = self._last_change(place)
+        path = place.resource.path
+        if path is None:
+            return change
+        found = signature(path) or (0, 0, 0, 0)
+        if change is not None and change.numbers == found:
+            return change
+        wrote = self._call.guard.in_place.get(place.resource.id)
+        if wrote is not None and wrote.numbers[0] - _TICK <= found[0] <= wrote.numbers[1] + _TICK:
+            return wrote
+        return None
+
+    def _refused(self, place: Place, reason: Reason, known: Known | None, current: str, *, why: str = "") -> StaleWrite:
+        call, contents = self._call, self._call.guard.contents
+        small = place.resource.path is not None and not place.resource.directory and place.version is None
+        return refusal(
+            Case(
+                reason,
+                place.resource.name,
+                call.identity.agent,
+                call.tool,
+                known,
+                current,
+                self.author(place) if reason not in (Reason.UNREAD, Reason.LOST, Reason.UNCHECKED) else None,
+                contents.text(known.version) if small and known is not None else None,
+                _text(place.target) if small and current not in (UNKNOWN, ABSENT) else None,
+                why,
+            )
+        )
+
+
+class _VersionError(Exception):
+    """The user's version function failed; its text says how."""
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error)[:120]}"
+
+
+def _content(file: Path) -> bytes | None:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _text(file: Path) -> str | None:
+    try:
+        return file.read_bytes().decode("utf-8") if file.stat().st_size <= SMALL else None
+    except (OSError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,114 @@
+"""`stale = "merge"`: a write based on an older version is merged with what others made of that version meanwhile.
+
+The body has worked on the version that its agent knows. Before the commit its result (ours) and the current content
+(theirs) are merged over that version (base), as two shards would be; only where both changed one place the call is
+refused. The agent then knows its own side: its next write is merged over that one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .commit import atomic_write
+from .exceptions import MergeConflict, StaleWrite
+from .locks import Change
+from .merge.values import Conflict, Merged
+from .stale import Case, Reason, refusal
+from .versions import ABSENT, hash_bytes, signature
+
+if TYPE_CHECKING:
+    from .call import Call
+    from .redirect import Place
+
+__all__ = ["merge_stale"]
+
+_THEIRS = "(current)"
+
+
+def merge_stale(call: Call) -> None:
+    """Put what is to be published into the copies of rebased places, with the exclusive locks held, after the body.
+
+    Raises `StaleWrite` for true conflicts: nothing is applied, and what the call has made is kept under `conflicts/`.
+    """
+    for place in [*call.places.values()]:
+        if place.rebased:
+            merged = _merge(call, place)
+            if call.guard.hooks:
+                call.guard.emit_one("merged", call, place, changes=dict(merged.changes))
+
+
+def _merge(call: Call, place: Place) -> Merged:
+    from .merge import Options, default_strategy, merge  # parsers are imported by those who parse
+
+    name, options, author = place.resource.name, place.options, call.author(place)
+    ours = _ours(call, place)
+    place.ours = ABSENT if ours is None else hash_bytes(ours)
+    strategy = options.merge or default_strategy(name)
+    sides = {_THEIRS: place.theirs, call.identity.agent: ours}
+    made = Options(name, options.paths, call.guard.resolver(options.on_conflict))
+    try:
+        merged = merge(strategy, place.base, sides, made)
+    except MergeConflict as error:  # one of them cannot be read in its format
+        raise _refused(call, place, (), author, error.message) from error
+    if merged.conflicts:
+        where = "; ".join(map(_shown, merged.conflicts[:3]))
+        raise _refused(call, place, merged.conflicts, author, f"Both changed the same place: {where}.")
+    if ours is not None:
+        call.guard.contents.keep(place.ours, ours, lasting=True)
+    if merged.value is None:
+        if place.staged is not None:
+            place.staged.unlink(missing_ok=True)
+    elif place.staged is None:
+        if merged.value != place.theirs:
+            call.stage(place, copy=False).write_bytes(merged.value)
+    else:
+        place.staged.write_bytes(merged.value)
+    return merged
+
+
+def _ours(call: Call, place: Place) -> bytes | None:
+    """What the body has made of the base; a target that it wrote in place is put back as it was."""
+    if place.staged is not None:
+        return place.staged.read_bytes() if place.staged.exists() else None
+    if signature(place.target) == place.before:
+        return place.base
+    ours = place.target.read_bytes() if place.target.exists() else None
+    if place.theirs is None:
+        place.target.unlink(missing_ok=True)
+    else:
+        atomic_write(place.target, place.theirs)
+    place.before = signature(place.target)
+    return ours
+
+
+def _refused(call: Call, place: Place, conflicts: tuple[Conflict, ...], author: Change | None, why: str) -> StaleWrite:
+    contents = call.guard.contents
+    known = call.known(place.resource.id)
+    error = refusal(
+        Case(
+            Reason.CHANGED if known is not None else Reason.TURN,
+            place.resource.name,
+            call.identity.agent,
+            call.tool,
+            known,
+            ABSENT if place.theirs is None else hash_bytes(place.theirs),
+            author,
+            contents.text(known.version) if known is not None else None,
+            _text(place.theirs),
+            why,
+        )
+    )
+    kept = call.keep("a stale write that could not be merged")
+    error.fields.update(conflicts=tuple(map(str, conflicts)), folder=str(kept) if kept is not None else None)
+    return error
+
+
+def _shown(conflict: Conflict) -> str:
+    return f"{conflict.path or 'the whole of it'} ({conflict.reason})"[:120]
+
+
+def _text(data: bytes | None) -> Any:
+    try:
+        return data.decode("utf-8") if data is not None else None
+    except UnicodeDecodeError:
+        return None
