@@ -32,17 +32,15 @@ def _cost(piece: str) -> int:
 
 def fit(text: str, limit: int = LIMIT) -> str:
     """The text, cut at its end to at most `limit` tokens."""
-    if len(text) * 4 <= limit:
+    if len(text) * 4 <= limit or tokens(text) <= limit:
         return text
-    spent, end = 1, 0
+    room, end = limit - _cost("…"), 0
     for piece in _PIECE.finditer(text):
-        spent += _cost(piece[0])
-        if spent > limit:
-            if tokens(text) <= limit:
-                return text
-            return text[:end].rstrip() + " …"
+        room -= _cost(piece[0])
+        if room < 0:
+            break
         end = piece.end()
-    return text
+    return text[:end].rstrip() + " …"
 
 
 def clip(name: str, length: int = 80) -> str:

@@ -20,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .budget import fit
+
 __all__ = [
     "AgentGuardError",
     "ConfigError",
@@ -53,8 +55,9 @@ class AgentGuardError(Exception):
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def for_model(self, limit: int = 1000) -> str:
-        """The text for a model: at most `limit` characters (about 300 tokens)."""
-        return self.message if len(self.message) <= limit else self.message[: limit - 2].rstrip() + " …"
+        """The text for a model: at most `limit` characters, and some 280 tokens."""
+        text = self.message if len(self.message) <= limit else self.message[: limit - 2].rstrip() + " …"
+        return fit(text)
 
     def facts(self) -> dict[str, Any]:
         """The fields as plain values (None, bool, numbers, texts, lists, mappings), for checkpoints and JSON."""
@@ -121,8 +124,9 @@ class LockLost(AgentGuardError, RuntimeError):
 class StaleWrite(AgentGuardError, RuntimeError):
     """The resource changed since this agent last read it; the write was refused and nothing was applied.
 
-    Fields: `resource`, `agent`, `read_version`, `current_version`, `changed_by` (text, or None when it was changed
-    from outside), `changed_at` (seconds since the epoch, or None), `diff` (short text).
+    Fields: `resource`, `agent`, `tool`, `reason` (a short text), `read_version`, `current_version`, `changed_by` (text,
+    or None when it was changed from outside), `changed_at` (seconds since the epoch, or None), `diff` (short text);
+    after an attempt to merge also `conflicts` (texts) and `folder` (where what the call made is kept).
     """
 
     code = "conflict"

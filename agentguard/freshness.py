@@ -191,6 +191,8 @@ class Freshness:
                 except (_VersionError, OSError):
                     version = UNKNOWN
                 self._keep(place, version)
+                if place.version is not None and place.exclusive:
+                    self.changed(place, version)
             self.learned[place.resource.id] = Known(version, time.time())
 
     # -- who changed it ---
@@ -201,17 +203,26 @@ class Freshness:
             if place.exclusive and place.resource.path is None:
                 self.changed(place)
 
-    def changed(self, place: Place) -> None:
-        """Note for every process that this call has changed a resource."""
+    def changed(self, place: Place, version: str = "") -> None:
+        """Note for every process that this call has changed a resource; what a function says of it now is `version`."""
         ticket = self._call.ticket(place.resource)
         if ticket is not None:
-            found = signature(place.resource.path) if place.resource.path is not None else None
-            ticket.table.change(ticket, found or (0, 0, 0, 0))
+            numbers = (_number(version), 0, 0, 0)
+            if place.resource.path is not None and place.version is None:
+                numbers = signature(place.resource.path) or numbers
+            ticket.table.change(ticket, numbers)
 
     def author(self, place: Place) -> Change | None:
         """Who made the current version; None when it was nobody whom the guard knows."""
         change = self._last_change(place)
         path = place.resource.path
+        if place.version is not None:
+            # Who changed it last through the guard, unless they left another version, or it was before it was read.
+            known = self._call.known(place.resource.id)
+            told = change is not None and change.numbers[0]
+            if change is None or (told and told != _number(self.version(place))):
+                return None
+            return change if told or known is None or change.at >= known.at else None
         if path is None:
             return change
         found = signature(path) or (0, 0, 0, 0)
@@ -243,6 +254,11 @@ class Freshness:
 
 class _VersionError(Exception):
     """The user's version function failed; its text says how."""
+
+
+def _number(version: str) -> int:
+    """A version as a number for `Change.numbers`; 0 for none."""
+    return int(hash_bytes(version.encode("utf-8", "surrogatepass"))[:16], 16) if version else 0
 
 
 def _told(error: BaseException) -> str:

@@ -26,12 +26,12 @@ class Known:
 
 
 class Memory(Protocol):
-    """What one agent knows. Thread-safe; neither method waits for anything.
+    """What one agent knows. Thread-safe; no method waits for anything."""
 
-    `lasting`: it outlives this process, so that the contents behind its versions should as well.
-    """
-
-    lasting: bool
+    @property
+    def lasting(self) -> bool:
+        """Whether it outlives this process, so that the contents behind its versions should as well."""
+        ...
 
     def get(self, resource: str) -> Known | None:
         """What the agent knows of a resource (`Resource.id`); None when it never read it."""

@@ -678,61 +678,6 @@ def test_an_update_that_fails_changes_nothing(guard: Guard) -> None:
     assert guard.read("store.json") == {"items": []}
 
 
-# -- stale writes ---
-
-
-def test_a_write_after_an_older_read_is_refused_and_says_what_changed(guard: Guard) -> None:
-    with guard.agent("ann"):
-        guard.read("store.json")
-    with guard.agent("bob"):
-        guard.read("store.json")
-        guard.write("store.json", {"items": ["bob's"]})
-    with guard.agent("ann"):
-        with pytest.raises(
-            StaleWrite, match=r"(?s)store\.json was changed by agent 'bob' in write.*Read store\.json again.*bob's"
-        ) as caught:
-            guard.write("store.json", {"items": ["ann's"]})
-        assert (caught.value.resource, caught.value.agent) == ("store.json", "ann")
-        guard.update("store.json", lambda value: {"items": [*value["items"], "update is never stale"]})
-        with pytest.raises(StaleWrite):
-            guard.write("store.json", {"items": ["ann's"]})  # an update is not a read
-        guard.read("store.json")
-        guard.write("store.json", {"items": ["ann's"]})
-        guard.write("store.json", {"items": ["ann's", 2]})  # her own write moved her version along
-
-
-def test_no_false_refusals(guard: Guard) -> None:
-    with guard.agent("ann"):
-        for number in range(50):
-            guard.read("store.json")
-            guard.write("store.json", {"items": [number]})
-        guard.read("store.json")
-        os.utime(guard.root / "store.json", ns=(1, 1))  # touched, and equal
-        guard.write("store.json", {"items": []})
-    with guard.agent("never read"):
-        guard.write("store.json", {"items": [1]})
-
-
-def test_what_is_not_there_yet_is_refused_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not in this version"):
-        Guard(root=tmp_path, resources={"a.txt": {"stale": "merge"}})
-
-
-def test_stale_ignore_and_require_read(tmp_path: Path) -> None:
-    guard = Guard(root=tmp_path, resources={"loose.txt": {"stale": "ignore"}, "strict.txt": {"require_read": True}})
-    for name in ("loose.txt", "strict.txt"):
-        (tmp_path / name).write_text("1")
-    with guard.agent("ann"):
-        guard.read("loose.txt")
-    (tmp_path / "loose.txt").write_text("from outside")
-    with guard.agent("ann"):
-        guard.write("loose.txt", "2")
-        with pytest.raises(StaleWrite, match="never read"):
-            guard.write("strict.txt", "2")
-        guard.read("strict.txt")
-        guard.write("strict.txt", "2")
-
-
 # -- cancellation ---
 
 
