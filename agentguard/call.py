@@ -264,7 +264,7 @@ class Call:
 
     def has_end(self) -> bool:
         """Whether something must be checked or published after the body."""
-        if self._folder is not None or (self.fresh is not None and self.fresh.moves):
+        if self._folder is not None or (self.fresh is not None and (self.fresh.moves or self.fresh.unseen)):
             return True
         for place in self.places.values():  # noqa: SIM110 - a generator costs more than all of this
             if place.entry is not None or place.rebased:
@@ -407,6 +407,8 @@ class Call:
 
     def discard(self) -> None:
         """Remove what is left of the copies."""
+        if self.fresh is not None:
+            self.fresh.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None

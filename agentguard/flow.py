@@ -123,7 +123,7 @@ def steps(
     body's result before the commit and gives the call's; both run with the locks held. Without a `body`, the opening's
     value is the result."""
     guard = call.guard
-    begun = False
+    begun = done = False
     try:
         if call.seat is not None:
             yield from _in_turn(call, call.seat)
@@ -164,6 +164,7 @@ def steps(
                 pass  # a hold that is left in another context than it was entered in
         if guard.hooks:
             guard.emit("committed", call)
+        done = True
         return result
     except AgentGuardError as error:
         if guard.hooks and not call.began:
@@ -171,7 +172,7 @@ def steps(
         raise
     finally:
         LockTable.release_all(call.claim)
-        if call.seat is not None:
+        if call.seat is not None and done:  # one that failed may be tried again: whoever executes it tells its end
             call.seat.turn.end(call.seat.place)
         if guard.hooks:
             guard.emit("released", call)
@@ -206,6 +207,8 @@ def _begin(call: Call, opening: Callable[[], Any] | None) -> Any:
 def _end(call: Call, closing: Callable[[Any], Any] | None, result: Any) -> Any:
     if closing is not None:
         result = closing(result)
+    if call.fresh is not None:
+        call.fresh.check_seen()
     call.check_isolation()
     call.commit()
     if call.fresh is not None:

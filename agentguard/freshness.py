@@ -32,6 +32,9 @@ class Freshness:
     def __init__(self, call: Call) -> None:
         self._call = call
         self.learned: dict[str, Known] = {}
+        self.unseen: list[
+            tuple[Place, str]
+        ] = []  # written over an earlier call of the turn, maybe without a look at it
         self.moves: list[Place] = []  # what the agent will know in its new version, if the call succeeds
 
     # -- before the body ---
@@ -82,6 +85,14 @@ class Freshness:
             return
         reason = judge(known, found, current, bool(must_read))
         if reason is None:
+            return
+        if reason is Reason.TURN and known is None and place.options.stale != "merge":
+            # Whether it knows what it replaces shows only when it is done: a tool that reads the content and puts
+            # something in has seen the call before it, one that was given the whole content has not.
+            if place.resource.path is not None and place.version is None and not place.in_place:
+                place.theirs = _content(place.target)
+                place.watch()
+                self.unseen.append((place, current))
             return
         why = ""
         if place.options.stale == "merge":
@@ -180,6 +191,19 @@ class Freshness:
             if file.stat().st_size <= (LARGEST if merge else SMALL):
                 contents.keep(version, file.read_bytes(), lasting=lasting)
 
+    def check_seen(self) -> None:
+        """After the body: refuse what it has replaced without a look at what an earlier call of its turn has made."""
+        for place, current in self.unseen:
+            if not place.was_read():
+                if place.staged is None:  # it wrote to the file itself
+                    place.put_back()
+                raise self._refused(place, Reason.TURN, None, current)
+
+    def close(self) -> None:
+        """The call is over, one way or the other."""
+        for place, _ in self.unseen:
+            place.unwatch()
+
     def end(self) -> None:
         """After the commit: what the agent knows now of what it wrote, and who changed it for others to see."""
         for place in self.moves:
@@ -226,10 +250,11 @@ class Freshness:
         if path is None:
             return change
         found = signature(path) or (0, 0, 0, 0)
-        if change is not None and change.numbers == found:
+        mtime, _, size, inode = found  # not the change time, which whoever watches accesses may set
+        if change is not None and (change.numbers[0], *change.numbers[2:]) == (mtime, size, inode):
             return change
         wrote = self._call.guard.in_place.get(place.resource.id)
-        if wrote is not None and wrote.numbers[0] - _TICK <= found[0] <= wrote.numbers[1] + _TICK:
+        if wrote is not None and wrote.numbers[0] - _TICK <= mtime <= wrote.numbers[1] + _TICK:
             return wrote
         return None
 

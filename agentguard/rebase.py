@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .commit import atomic_write
 from .exceptions import MergeConflict, StaleWrite
 from .locks import Change
 from .merge.values import Conflict, Merged
@@ -73,11 +72,7 @@ def _ours(call: Call, place: Place) -> bytes | None:
     if signature(place.target) == place.before:
         return place.base
     ours = place.target.read_bytes() if place.target.exists() else None
-    if place.theirs is None:
-        place.target.unlink(missing_ok=True)
-    else:
-        atomic_write(place.target, place.theirs)
-    place.before = signature(place.target)
+    place.put_back()
     return ours
 
 

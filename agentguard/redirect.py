@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .commit import Delete, Replace, snapshot
+from .commit import Delete, Replace, atomic_write, snapshot
 from .declaration import Access
 from .exceptions import UndeclaredWrite
 from .resources import FOLDER
@@ -38,6 +38,32 @@ _NOWHERE = Path()
 _IN_PLACE = (".sqlite", ".sqlite3", ".db", ".db3")
 
 
+class Watched:
+    """A file whose access time is watched, also when it is replaced meanwhile.
+
+    Where reading leaves no trace (mounted with noatime), nobody has read it."""
+
+    def __init__(self, file: Path) -> None:
+        self._fd = -1
+        try:
+            self._fd = os.open(file, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+            found = os.fstat(self._fd)
+            # Usual mounts note an access only if the last one was before the last change.
+            past = min(found.st_mtime_ns, found.st_ctime_ns) // 1_000_000_000 * 1_000_000_000 - 2_000_000_000
+            os.utime(file, ns=(past, found.st_mtime_ns))
+            self._accessed = os.fstat(self._fd).st_atime_ns
+        except OSError:
+            self.close()
+
+    def was_read(self) -> bool:
+        return self._fd >= 0 and os.fstat(self._fd).st_atime_ns != self._accessed
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
 class Place:
     """One resource of one call, and where its content is for this call."""
 
@@ -53,6 +79,7 @@ class Place:
     base: bytes | None = None
     theirs: bytes | None = None
     ours: str | None = None  # the version that the agent made of `base`
+    watched: Watched | None = None  # to see whether the body reads the content
 
     def __init__(self, part: Part) -> None:
         self.resource = resource = part.resource
@@ -89,6 +116,8 @@ class Place:
             os.utime(staged, ns=(old, old))
             self.fresh = signature(staged)
         self.staged = staged
+        if self.watched is not None:
+            self.watch()  # the copy from here on
         return staged
 
     def _fill(self, staged: Path) -> bool:
@@ -99,6 +128,30 @@ class Place:
         snapshot(self.target, staged)  # for its mode and owner
         staged.write_bytes(self.base)
         return True
+
+    def put_back(self) -> None:
+        """Give the target `theirs` again, over what a tool has written there directly."""
+        now = self.target.read_bytes() if self.target.exists() else None
+        if now != self.theirs:
+            if self.theirs is None:
+                self.target.unlink()
+            else:
+                atomic_write(self.target, self.theirs)
+        self.before = signature(self.target)
+
+    def watch(self) -> None:
+        """Notice from now on whether somebody reads the content that the body works on; `unwatch` ends it."""
+        self.unwatch()
+        self.watched = Watched(self.staged or self.target)
+
+    def was_read(self) -> bool:
+        """Whether somebody has, since `watch`."""
+        return self.watched is not None and self.watched.was_read()
+
+    def unwatch(self) -> None:
+        watched, self.watched = self.watched, None
+        if watched is not None:
+            watched.close()
 
     def change(self) -> Replace | Delete | None:
         """What a commit has to do here; None when the copy was not touched."""

@@ -107,7 +107,7 @@ def refusal(case: Case) -> StaleWrite:
         what = f"{name} was changed by {who}{when}, after agent {agent!r} read it{read}{versions}. {again}"
     if case.why and case.reason is not Reason.UNCHECKED:
         what = f"{what} {case.why}"
-    text = f"Conflict {next(_numbers)}: {what}"
+    text = f"Conflict: {what} (conflict {next(_numbers)})"
     head = "\nWhat changed:\n"
     shown = fit(diff(case.old, case.new), max(0, LIMIT - tokens(text) - tokens(head) - 4))
     return StaleWrite(
@@ -128,10 +128,10 @@ def touching(name: str, tool: str, agent: str) -> StaleWrite:
     """The error for a file that changed under the exclusive lock, while a tool worked on its copy."""
     return StaleWrite(
         fit(
-            f"Conflict {next(_numbers)}: {clip(name)} was changed outside the guard while {clip(tool, 60)} of agent "
+            f"Conflict: {clip(name)} was changed outside the guard while {clip(tool, 60)} of agent "
             f"{clip(agent, 60)!r} worked on its copy: either the tool itself also wrote to the file directly, or "
             f"another program did. The copy was not applied. Let the tool write only to path({clip(name)!r}), read it "
-            "again, then retry."
+            f"again, then retry. (conflict {next(_numbers)})"
         ),
         resource=name,
         agent=agent,

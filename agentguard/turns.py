@@ -2,7 +2,7 @@
 
 A call waits for the earlier calls of its turn that have a resource in common with it, unless both only read; all others
 run in parallel. Nothing is waited for that will not come: an earlier call ends when it has ended, whether or not it
-ever reached the guard, and whoever executes the turn says so.
+ever reached the guard, and whoever executes the turn says so (the guard itself for one that has succeeded).
 """
 
 from __future__ import annotations

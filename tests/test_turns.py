@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import agentguard
 from agentguard import Declaration, Guard, LockTimeout, StaleWrite, path
 from agentguard.knowledge import TurnMemory
 from agentguard.shards import Identity
@@ -72,9 +73,12 @@ class Model:
             return body() if body is not None else None
 
         identity = Identity("ann", "run", memory=self.memory.at(place))
-        return self.guard.call(
-            self.declarations[place], f"call {place}", {}, inside, identity=identity, seat=self.turn.seat(place)
-        )
+        try:
+            return self.guard.call(
+                self.declarations[place], f"call {place}", {}, inside, identity=identity, seat=self.turn.seat(place)
+            )
+        finally:
+            self.turn.end(place)
 
     async def aone(self, place: int, body: Callable[[], Any] | None = None, gate: asyncio.Event | None = None) -> Any:
         async def inside(_: object) -> Any:
@@ -84,9 +88,12 @@ class Model:
             return body() if body is not None else None
 
         identity = Identity("ann", "run", memory=self.memory.at(place))
-        return await self.guard.acall(
-            self.declarations[place], f"call {place}", {}, inside, identity=identity, seat=self.turn.seat(place)
-        )
+        try:
+            return await self.guard.acall(
+                self.declarations[place], f"call {place}", {}, inside, identity=identity, seat=self.turn.seat(place)
+            )
+        finally:
+            self.turn.end(place)
 
 
 @pytest.fixture
@@ -177,6 +184,36 @@ def test_the_second_whole_write_of_a_turn_is_refused(guard: Guard, known: bool) 
     nextly = Model(guard, [("writes", "a.txt")])  # the model has seen what became of the first
     if known:
         nextly.one(0, lambda: path("a.txt").write_text("later"))
+
+
+@pytest.mark.parametrize("how", ["path", "in place", "replaced"])
+def test_whoever_looks_at_what_was_there_may_write_again(guard: Guard, how: str) -> None:
+    """An agent that never read the file, and two calls of one turn that put something in: each sees the one before."""
+    file = guard.root / "a.txt"
+    file.write_text("")
+
+    def add(text: str) -> None:
+        at = path("a.txt") if how != "in place" else file
+        old = at.read_text()
+        if how == "replaced":
+            agentguard.atomic_write(at, (old + text).encode())
+        else:
+            at.write_text(old + text)
+
+    model = Model(guard, [("writes", "a.txt")] * 3)
+    for place, text in enumerate("abc"):
+        model.one(place, lambda text=text: add(text))
+    assert file.read_text() == "abc"
+
+
+def test_a_tool_that_wrote_in_place_without_a_look_is_taken_back(guard: Guard) -> None:
+    file = guard.root / "a.txt"
+    file.write_text("old")
+    model = Model(guard, [("writes", "a.txt")] * 2)
+    model.one(0, lambda: file.write_text("first"))
+    with pytest.raises(StaleWrite, match="an earlier call of the same turn"):
+        model.one(1, lambda: file.write_text("second"))
+    assert file.read_text() == "first"
 
 
 def test_without_the_turn_the_second_write_of_an_agent_passes(guard: Guard) -> None:
@@ -301,6 +338,32 @@ def test_a_cancelled_call_lets_those_behind_it_go(guard: Guard) -> None:
         return model.done
 
     assert asyncio.run(main()) == [0, 2]
+
+
+def test_a_call_that_failed_keeps_its_place_until_it_is_given_up(guard: Guard) -> None:
+    """Somebody around it may try it again: the next one comes after that."""
+    model = Model(guard, UPDATES[:2])
+    tries: list[int] = []
+
+    def body(_: object) -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise KeyError("for now")
+        model.done.append(0)
+
+    def attempt() -> None:
+        identity = Identity("ann", "run", memory=model.memory.at(0))
+        guard.call(model.declarations[0], "call 0", {}, body, identity=identity, seat=model.turn.seat(0))
+
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(model.one, 1)
+        _until(lambda: model.turn._came[1].done())
+        with pytest.raises(KeyError):
+            attempt()
+        assert not second.done()
+        attempt()
+        second.result(LONG)
+    assert model.done == [0, 1]
 
 
 def test_the_end_of_a_turn_is_told_once() -> None:

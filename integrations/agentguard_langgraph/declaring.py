@@ -33,6 +33,7 @@ def tool(
     writes: Any = None,
     reads: Any = None,
     updates: Any = None,
+    version: Any = None,
     extras: dict[str, Any] | None = None,
     **options: Any,
 ) -> BaseTool: ...
@@ -45,6 +46,7 @@ def tool(
     writes: Any = None,
     reads: Any = None,
     updates: Any = None,
+    version: Any = None,
     extras: dict[str, Any] | None = None,
     **options: Any,
 ) -> Callable[[Callable[..., Any]], BaseTool]: ...
@@ -57,18 +59,19 @@ def tool(
     writes: Any = None,
     reads: Any = None,
     updates: Any = None,
+    version: Any = None,
     extras: dict[str, Any] | None = None,
     **options: Any,
 ) -> Any:
     """LangChain's `@tool`, in all its forms and with all its options, and a declaration.
 
-    `writes`, `reads`, `updates`: names of resources as in `agentguard.declare`, with `{argument}` filled from the call;
+    `writes`, `reads`, `updates`, `version`: as in `agentguard.declare`, with `{argument}` filled from the call;
     none of them: the tool shares nothing (which `@tool()` of LangChain leaves unsaid). The tool alone guards nothing:
     give it to `guard_tools`, `guarded_tool_node`, `GuardMiddleware` or `guard_graph`.
 
     Raises `ConfigError` at once for a template that names no argument of the tool.
     """
-    declaration = Declaration.of(writes, reads, updates)
+    declaration = Declaration.of(writes, reads, updates, version=version)
     kept = {EXTRA: {"writes": declaration.writes, "reads": declaration.reads, "updates": declaration.updates}}
 
     def declared(made: BaseTool) -> BaseTool:

@@ -19,6 +19,7 @@ from langgraph.pregel._read import DEFAULT_BOUND, PregelNode
 
 from agentguard import ConfigError, Guard
 
+from .lines import KNOWN, updated
 from .nodes import GuardedNode
 from .plan import Layout, layout, merged
 from .tasks import JOIN, MANIFEST, TRIGGER, JoinNode, TaskNode
@@ -56,7 +57,7 @@ def guard_graph(
         )
     if not isinstance(builder, StateGraph):
         raise ConfigError(f"guard_graph guards a StateGraph, not {type(builder).__name__}")
-    for name in (JOIN, MANIFEST):
+    for name in (JOIN, MANIFEST, KNOWN):
         if name in builder.nodes or name in builder.channels:
             raise ConfigError(
                 f"{name!r} is AgentGuard's own name: call your node or state key something else", value=name
@@ -64,12 +65,14 @@ def guard_graph(
     compiled = builder.compile(checkpointer=checkpointer, **options)
     sharded = any(one.mode == "shard" for one in guard.config.resources.values())
     graph = GuardedStateGraph.of(compiled)
-    graph.nodes = _guarded_nodes(compiled, guard, layout(builder) if sharded else None)
+    places = layout(builder)
+    graph.nodes = _guarded_nodes(compiled, guard, places, sharded)
+    graph.channels = _with_known(compiled)
     if sharded:
         manifest: BaseChannel[Any, Any, Any] = BinaryOperatorAggregate(dict, merged)
         trigger: BaseChannel[Any, Any, Any] = LastValueAfterFinish(Any)
         manifest.key, trigger.key = MANIFEST, TRIGGER
-        graph.channels = {**compiled.channels, MANIFEST: manifest, TRIGGER: trigger}
+        graph.channels = {**graph.channels, MANIFEST: manifest, TRIGGER: trigger}
         # It runs once nothing else can: at the end, and again should later nodes write.
         graph.nodes[JOIN] = PregelNode(channels=MANIFEST, triggers=[TRIGGER], tags=[TAG_HIDDEN], bound=JoinNode(guard))
     graph.validate()
@@ -108,7 +111,16 @@ class GuardedStateGraph(CompiledStateGraph[Any, Any, Any, Any]):
         return plain
 
 
-def _guarded_nodes(compiled: Pregel[Any, Any, Any, Any], guard: Guard, places: Layout | None) -> dict[str, PregelNode]:
+def _with_known(graph: Pregel[Any, Any, Any, Any]) -> dict[str, Any]:
+    """A graph's channels, and that of what its nodes know."""
+    known: BaseChannel[Any, Any, Any] = BinaryOperatorAggregate(dict, updated)
+    known.key = KNOWN
+    return {**graph.channels, KNOWN: known}
+
+
+def _guarded_nodes(
+    compiled: Pregel[Any, Any, Any, Any], guard: Guard, places: Layout | None, sharded: bool
+) -> dict[str, PregelNode]:
     nodes: dict[str, PregelNode] = {}
     for name, node in compiled.nodes.items():
         if node.bound is DEFAULT_BOUND:
@@ -118,7 +130,8 @@ def _guarded_nodes(compiled: Pregel[Any, Any, Any, Any], guard: Guard, places: L
         subgraphs = [_guarded(one, guard) if isinstance(one, Pregel) else one for one in node.subgraphs]
         if bound is not node.bound and len(subgraphs) == 1 and isinstance(bound, Pregel):
             subgraphs = [bound]
-        task = TaskNode(bound, guard, places.get(name) if places is not None else None, resumable=bool(subgraphs))
+        before = places.get(name) if places is not None else None
+        task = TaskNode(bound, guard, before if sharded else None, before=before, resumable=bool(subgraphs))
         nodes[name] = node.copy({"bound": task, "subgraphs": subgraphs})
     return nodes
 
@@ -139,7 +152,10 @@ def _guarded(runnable: Any, guard: Guard) -> Any:
         return runnable
     if isinstance(runnable, Pregel):
         copied = copy.copy(runnable)
-        copied.nodes = _guarded_nodes(runnable, guard, None)
+        places = layout(runnable.builder) if isinstance(runnable, CompiledStateGraph) else None
+        copied.nodes = _guarded_nodes(runnable, guard, places, False)
+        if places is not None:
+            copied.channels = _with_known(runnable)
         return copied
     if isinstance(runnable, RunnableBinding):
         return runnable.model_copy(update={"bound": _guarded(runnable.bound, guard)})

@@ -21,8 +21,9 @@ from agentguard.guard import IDENTITY
 
 __all__ = ["Position", "as_task", "caller", "current_task", "position_of", "run_of"]
 
-# The identity that a guarded graph gave to the task in force. Other identities are the user's own and win.
-_TASK: contextvars.ContextVar[tuple[Guard, Identity] | None] = contextvars.ContextVar(
+# The identity that a guarded graph gave to the task in force, and where that task is. Other identities are the user's
+# own and win.
+_TASK: contextvars.ContextVar[tuple[Guard, Identity, tuple[str, ...]] | None] = contextvars.ContextVar(
     "agentguard_langgraph_task", default=None
 )
 
@@ -128,9 +129,9 @@ def current_task(guard: Guard) -> Identity | None:
 
 
 @contextlib.contextmanager
-def as_task(guard: Guard, identity: Identity) -> Iterator[None]:
+def as_task(guard: Guard, identity: Identity, namespace: tuple[str, ...] = ()) -> Iterator[None]:
     """Calls in this block belong to this task, for the adapter and for everything that asks the guard itself."""
-    token = _TASK.set((guard, identity))
+    token = _TASK.set((guard, identity, namespace))
     try:
         with guard.identified(identity):
             yield
@@ -142,13 +143,16 @@ def caller(
     guard: Guard, config: RunnableConfig | None, *, in_tool_node: bool = False, asynchronous: bool = False
 ) -> Identity:
     """Who makes a call: what the user said by `guard.agent(...)`, else the position in the graph."""
-    given, task = IDENTITY.get(), current_task(guard)
+    given, found = IDENTITY.get(), _TASK.get()
+    task = current_task(guard)
     if given is not None and given[0] is guard and given[1] is not task:
         return given[1]
     position = position_of(config)
     if position is None:
         return guard.identity(asynchronous=asynchronous)
     agent = position.agent(in_tool_node=in_tool_node)
-    if task is not None:
-        return dataclasses.replace(task, agent=agent)
+    if task is not None and found is not None:
+        # A graph that is called from inside of a task gets nothing of what that task knows, and tells it nothing.
+        memory = task.memory if found[2] == position.namespace else None
+        return dataclasses.replace(task, agent=agent, memory=memory)
     return Identity(agent, run_of(guard, config), step=str(position.step))

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 from langchain.agents.middleware import AgentMiddleware
 from langgraph.prebuilt.tool_node import ToolCallRequest
 
-from agentguard import Guard
+from agentguard import Guard, Identity
 
 from .identity import caller
 from .refusals import REFUSALS, refusal, shown
 from .toolnodes import with_guarded_tool
 from .tools import HANDLED, Copies
+from .turns import Calling, executing
 
 __all__ = ["GuardMiddleware"]
 
@@ -38,47 +40,55 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
 
     def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Any]) -> Any:
         """Run one call guarded."""
-        if not self._by_name(request):
-            return handler(with_guarded_tool(request, self._copies))
-        call = request.tool_call
+        call, config = request.tool_call, request.runtime.config
+        identity = caller(self.guard, config, in_tool_node=True)
+        with executing(self.guard, config, call, request.state, identity.memory) as made:
+            if not self._by_name(request):
+                return handler(with_guarded_tool(request, self._copies))
 
-        def body(changes: Mapping[str, Any]) -> Any:
-            with self._handled(request):
-                return shown(handler(_changed(request, changes)))
+            def body(changes: Mapping[str, Any]) -> Any:
+                with self._handled(request):
+                    return shown(handler(_changed(request, changes)))
 
-        try:
-            return self.guard.call(
-                self.guard.declaration_of(call["name"]),
-                call["name"],
-                call["args"],
-                body,
-                identity=caller(self.guard, request.runtime.config, in_tool_node=True),
-            )
-        except REFUSALS as error:
-            return refusal(error, call["name"], call["id"] or "")
+            try:
+                result = self.guard.call(
+                    self.guard.declaration_of(call["name"]),
+                    call["name"],
+                    call["args"],
+                    body,
+                    identity=_knowing(identity, made),
+                    seat=made.seat if made is not None else None,
+                )
+            except REFUSALS as error:
+                result = refusal(error, call["name"], call["id"] or "")
+            return made.answer(result) if made is not None else result
 
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[Any]]
     ) -> Any:
         """The async twin."""
-        if not self._by_name(request):
-            return await handler(with_guarded_tool(request, self._copies))
-        call = request.tool_call
+        call, config = request.tool_call, request.runtime.config
+        identity = caller(self.guard, config, in_tool_node=True, asynchronous=True)
+        with executing(self.guard, config, call, request.state, identity.memory) as made:
+            if not self._by_name(request):
+                return await handler(with_guarded_tool(request, self._copies))
 
-        async def body(changes: Mapping[str, Any]) -> Any:
-            with self._handled(request):
-                return shown(await handler(_changed(request, changes)))
+            async def body(changes: Mapping[str, Any]) -> Any:
+                with self._handled(request):
+                    return shown(await handler(_changed(request, changes)))
 
-        try:
-            return await self.guard.acall(
-                self.guard.declaration_of(call["name"]),
-                call["name"],
-                call["args"],
-                body,
-                identity=caller(self.guard, request.runtime.config, in_tool_node=True, asynchronous=True),
-            )
-        except REFUSALS as error:
-            return refusal(error, call["name"], call["id"] or "")
+            try:
+                result = await self.guard.acall(
+                    self.guard.declaration_of(call["name"]),
+                    call["name"],
+                    call["args"],
+                    body,
+                    identity=_knowing(identity, made),
+                    seat=made.seat if made is not None else None,
+                )
+            except REFUSALS as error:
+                result = refusal(error, call["name"], call["id"] or "")
+            return made.answer(result) if made is not None else result
 
     def _by_name(self, request: ToolCallRequest) -> bool:
         """Whether the name must do: a tool that a middleware nearer to the call will supply."""
@@ -94,6 +104,10 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
             yield
         finally:
             HANDLED.reset(token)
+
+
+def _knowing(identity: Identity, made: Calling | None) -> Identity:
+    return identity if made is None else dataclasses.replace(identity, memory=made.memory)
 
 
 def _changed(request: ToolCallRequest, changes: Mapping[str, Any]) -> ToolCallRequest:

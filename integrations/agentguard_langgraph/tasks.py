@@ -21,6 +21,7 @@ from agentguard import Guard, Identity
 from agentguard.shards import Shard, encoded
 
 from .identity import Position, as_task, current_task, position_of, run_of
+from .lines import KNOWN, TaskMemory, inherited, line_of
 from .plan import Beginning, Record, Sources, begin
 
 __all__ = ["JOIN", "MANIFEST", "TRIGGER", "JoinNode", "TaskNode"]
@@ -33,15 +34,23 @@ TRIGGER = f"branch:to:{JOIN}"
 class TaskNode(Runnable[Any, Any]):
     """A node's Runnable, with the identity of its task around it, and its shard if `sources` say where it joins.
 
-    `resumable`: it contains a graph that may go on in its middle when it is resumed.
+    `before`: which nodes may come right before it, if its graph has the channel of what nodes know. `resumable`: it
+    contains a graph that may go on in its middle when it is resumed.
     """
 
     def __init__(
-        self, bound: Runnable[Any, Any], guard: Guard, sources: Sources | None = None, *, resumable: bool = False
+        self,
+        bound: Runnable[Any, Any],
+        guard: Guard,
+        sources: Sources | None = None,
+        *,
+        before: Sources | None = None,
+        resumable: bool = False,
     ) -> None:
         self.bound = bound
         self.guard = guard
         self.sources = sources
+        self.before = before
         self.resumable = resumable
         self.name = bound.get_name()
 
@@ -66,11 +75,15 @@ class TaskNode(Runnable[Any, Any]):
         if position is None:  # called by hand, outside of its graph
             return _Task(self.guard, self.guard.identity())
         outer = current_task(self.guard)
+        memory = self._memory(position, config, outer)
         if outer is not None:  # calls of nested graphs go to the outer task's shard
-            return _Task(self.guard, dataclasses.replace(outer, agent=position.agent()))
-        identity = Identity(position.agent(), run_of(self.guard, config), step=str(position.step))
+            return _Task(
+                self.guard, dataclasses.replace(outer, agent=position.agent(), memory=memory), position, config
+            )
+        run = run_of(self.guard, config)
+        identity = Identity(position.agent(), run, step=str(position.step), memory=memory)
         if self.sources is None:
-            return _Task(self.guard, identity)
+            return _Task(self.guard, identity, position, config)
         beginning = begin(self.sources, position.step, config.get(CONF, {})[CONFIG_KEY_READ](MANIFEST, False))
         identity = dataclasses.replace(
             identity,
@@ -80,6 +93,18 @@ class TaskNode(Runnable[Any, Any]):
             parent=beginning.parent,
         )
         return _ShardedTask(self.guard, identity, beginning, position, config, self.resumable)
+
+    def _memory(self, position: Position, config: RunnableConfig, outer: Identity | None) -> TaskMemory | None:
+        if self.before is None:
+            return None
+        configurable = config.get(CONF, {})
+        lines = configurable[CONFIG_KEY_READ](KNOWN, False)
+        return TaskMemory(
+            inherited(self.before, _line(position), position.step, lines),
+            lasting=bool(configurable.get(CONFIG_KEY_CHECKPOINTER)),
+            lines=lines,
+            outer=outer.memory if outer is not None else None,
+        )
 
 
 class JoinNode(Runnable[Any, Any]):
@@ -113,14 +138,39 @@ class _Task:
 
     beginning = Beginning()
 
-    def __init__(self, guard: Guard, identity: Identity) -> None:
+    def __init__(
+        self,
+        guard: Guard,
+        identity: Identity,
+        position: Position | None = None,
+        config: RunnableConfig | None = None,
+    ) -> None:
         self.guard = guard
         self.identity = identity
+        self._position = position
+        self._configurable = (config or {}).get(CONF, {})
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        with as_task(self.guard, self.identity):
-            yield
+        try:
+            with as_task(self.guard, self.identity, self._position.namespace if self._position is not None else ()):
+                yield
+        except ParentCommand:  # how a nested graph hands over: the task has succeeded
+            self._tell()
+            raise
+        self._tell()
+
+    def _tell(self) -> None:
+        """Leave to the next nodes what this task knows."""
+        memory, position = self.identity.memory, self._position
+        if isinstance(memory, TaskMemory) and position is not None:
+            told = memory.told(_line(position), position.node, position.step)
+            if told:
+                self._configurable[CONFIG_KEY_SEND]([(KNOWN, told)])
+
+
+def _line(position: Position) -> str:
+    return line_of(position.node, position.index if position.pushed else None)
 
 
 class _ShardedTask(_Task):
@@ -135,10 +185,9 @@ class _ShardedTask(_Task):
         config: RunnableConfig,
         resumable: bool,
     ) -> None:
-        super().__init__(guard, identity)
+        super().__init__(guard, identity, position, config)
         self.beginning = beginning
-        self._position = position
-        self._configurable = config.get(CONF, {})
+        self._at = position
         self._earlier: list[Shard] = []
         # Only a graph with a checkpoint of its own goes on in its middle; all else runs again from its top.
         self._resumable = resumable and bool(self._configurable.get(CONFIG_KEY_CHECKPOINTER))
@@ -173,9 +222,9 @@ class _ShardedTask(_Task):
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         try:
-            with as_task(self.guard, self.identity):
+            with super().running():
                 yield
-        except ParentCommand:  # how a nested graph hands over: the task has succeeded
+        except ParentCommand:
             self._publish()
             raise
         except BaseException:
@@ -188,10 +237,8 @@ class _ShardedTask(_Task):
         references = [one.reference for one in self._earlier if one is not shard]
         if shard is not None:
             references.append(shard.reference)
-        record = Record(
-            self._position.node, self._position.step, self._position.pushed, references, self.beginning.parent
-        )
-        update = {**dict.fromkeys(self.beginning.merged), self._position.task_id: list(record)}
+        record = Record(self._at.node, self._at.step, self._at.pushed, references, self.beginning.parent)
+        update = {**dict.fromkeys(self.beginning.merged), self._at.task_id: list(record)}
         writes: list[tuple[str, Any]] = [(MANIFEST, update)]
         if references:
             writes.append((TRIGGER, None))

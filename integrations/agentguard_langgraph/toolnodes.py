@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import types
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from langchain_core.tools import BaseTool
-from langgraph.prebuilt import ToolNode
+from langgraph.prebuilt import ToolNode, ToolRuntime
 from langgraph.prebuilt.tool_node import ToolCallRequest
 
 from agentguard import Guard
 
+from .identity import caller
 from .tools import Copies, guarded_tool
+from .turns import executing
 
 __all__ = ["guarded_copy", "guarded_tool_node", "with_guarded_tool"]
 
@@ -32,7 +36,8 @@ def guarded_tool_node(tools: Sequence[BaseTool | Callable[..., Any]], guard: Gua
         options["wrap_tool_call"] = _around(sync, copies)
     if (asynchronous := options.get("awrap_tool_call")) is not None:
         options["awrap_tool_call"] = _aaround(asynchronous, copies)
-    return ToolNode([guarded_tool(one, guard, in_tool_node=True) for one in tools], **options)
+    node = ToolNode([guarded_tool(one, guard, in_tool_node=True) for one in tools], **options)
+    return _executing(node, guard)
 
 
 def guarded_copy(node: ToolNode, guard: Guard) -> ToolNode:
@@ -48,7 +53,36 @@ def guarded_copy(node: ToolNode, guard: Guard) -> ToolNode:
         copied._wrap_tool_call = _around(node._wrap_tool_call, copies)
     if node._awrap_tool_call is not None:
         copied._awrap_tool_call = _aaround(node._awrap_tool_call, copies)
-    return copied
+    return _executing(copied, guard)
+
+
+def _executing(node: ToolNode, guard: Guard) -> ToolNode:
+    """Have a node of our own tell the beginning and the end of every call of a turn, whatever becomes of it."""
+    run_one, arun_one = type(node)._run_one, type(node)._arun_one
+
+    @functools.wraps(run_one)
+    def _run_one(call: Any, *rest: Any, **named: Any) -> Any:
+        with _call_of(guard, call, rest, named):
+            return run_one(node, call, *rest, **named)
+
+    @functools.wraps(arun_one)
+    async def _arun_one(call: Any, *rest: Any, **named: Any) -> Any:
+        with _call_of(guard, call, rest, named, asynchronous=True):
+            return await arun_one(node, call, *rest, **named)
+
+    vars(node).update(_run_one=_run_one, _arun_one=_arun_one)
+    return node
+
+
+@contextlib.contextmanager
+def _call_of(guard: Guard, call: Any, rest: Any, named: Any, *, asynchronous: bool = False) -> Iterator[None]:
+    runtime = next((one for one in (*rest, *named.values()) if isinstance(one, ToolRuntime)), None)
+    if runtime is None:  # another version, which hands it on in another way: the call is found when it comes
+        yield
+        return
+    identity = caller(guard, runtime.config, in_tool_node=True, asynchronous=asynchronous)
+    with executing(guard, runtime.config, call, runtime.state, identity.memory, exact=True):
+        yield
 
 
 def with_guarded_tool(request: ToolCallRequest, copies: Copies) -> ToolCallRequest:

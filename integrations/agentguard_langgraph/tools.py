@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import dataclasses
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -19,6 +20,7 @@ from agentguard import AgentGuardError, ConfigError, Declaration, Guard, Identit
 from .declaring import Parameters, declaration_of
 from .identity import caller
 from .refusals import REFUSALS, refusal, shown
+from .turns import CALLING, Calling, calling, know
 
 __all__ = ["HANDLED", "Copies", "Gate", "GuardedTool", "guard_tools"]
 
@@ -43,13 +45,16 @@ class Gate:
     def call(self, tool: BaseTool, args: tuple[Any, ...], kwargs: Mapping[str, Any], body: Callable[..., Any]) -> Any:
         """One guarded call of `body(*args, **kwargs)`; a refusal is returned when a model made the call."""
         invocation = self._own()
+        identity = self._caller()
+        made = self._made_by_model(invocation, identity)
         try:
             return self.guard.call(
                 self.declaration,
                 tool.name,
                 self.parameters.arguments(args, kwargs),
                 self._entering(invocation, args, kwargs, body),
-                identity=self._caller(),
+                identity=identity if made is None else dataclasses.replace(identity, memory=made.memory),
+                seat=made.seat if made is not None else None,
             )
         except REFUSALS as error:
             return _refused(tool, error, invocation)
@@ -65,14 +70,17 @@ class Gate:
     ) -> Any:
         """The async twin. `threaded`: the body is sync, and runs in a thread that is always waited for."""
         invocation = self._own()
+        identity = self._caller(asynchronous=True)
+        made = self._made_by_model(invocation, identity)
         try:
             return await self.guard.acall(
                 self.declaration,
                 tool.name,
                 self.parameters.arguments(args, kwargs),
                 self._entering(invocation, args, kwargs, body),
-                identity=self._caller(asynchronous=True),
+                identity=identity if made is None else dataclasses.replace(identity, memory=made.memory),
                 threaded=threaded,
+                seat=made.seat if made is not None else None,
             )
         except REFUSALS as error:
             return _refused(tool, error, invocation)
@@ -86,6 +94,19 @@ class Gate:
         invocation = _INVOCATION.get()
         config = invocation.config if invocation is not None else None
         return caller(self.guard, config, in_tool_node=self.in_tool_node, asynchronous=asynchronous)
+
+    def _made_by_model(self, invocation: _Invocation | None, identity: Identity) -> Calling | None:
+        """The call of a model that this is, if it is one; its answer then carries what it learns."""
+        call_id = invocation.tool_call_id if invocation is not None else None
+        if invocation is None or call_id is None:
+            return None
+        known = CALLING.get()
+        if known is not None and known[0] is self.guard and known[1].call_id == call_id:
+            invocation.calling = known[1]
+        else:
+            invocation.calling = calling(self.guard, invocation.config, call_id, base=identity.memory)
+            invocation.ends = True
+        return invocation.calling
 
     def _entering(
         self,
@@ -120,6 +141,16 @@ class _Invocation:
     config: RunnableConfig | None
     tool_call_id: str | None
     inside: bool = False  # the body has begun
+    calling: Calling | None = None
+    ends: bool = False  # nobody else tells the end of the call to its turn
+
+    def answer(self, result: Any) -> Any:
+        """The result, with what the call has learned."""
+        return self.calling.answer(result) if self.calling is not None else result
+
+    def end(self) -> None:
+        if self.ends and self.calling is not None:
+            self.calling.end()
 
 
 _INVOCATION: contextvars.ContextVar[_Invocation | None] = contextvars.ContextVar(
@@ -151,18 +182,22 @@ class GuardedTool(BaseTool):
         return await super().ainvoke(input, config, **kwargs)
 
     def run(self, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
-        token = _INVOCATION.set(_Invocation(self._gate, kwargs.get("config"), kwargs.get("tool_call_id")))
+        invocation = _Invocation(self._gate, kwargs.get("config"), kwargs.get("tool_call_id"))
+        token = _INVOCATION.set(invocation)
         try:
-            return super().run(tool_input, *args, **kwargs)
+            return invocation.answer(super().run(tool_input, *args, **kwargs))
         finally:
             _INVOCATION.reset(token)
+            invocation.end()
 
     async def arun(self, tool_input: Any, *args: Any, **kwargs: Any) -> Any:
-        token = _INVOCATION.set(_Invocation(self._gate, kwargs.get("config"), kwargs.get("tool_call_id")))
+        invocation = _Invocation(self._gate, kwargs.get("config"), kwargs.get("tool_call_id"))
+        token = _INVOCATION.set(invocation)
         try:
-            return await super().arun(tool_input, *args, **kwargs)
+            return invocation.answer(await super().arun(tool_input, *args, **kwargs))
         finally:
             _INVOCATION.reset(token)
+            invocation.end()
 
 
 _IN_EXECUTOR = (StructuredTool.ainvoke, Tool.ainvoke)
@@ -239,6 +274,7 @@ def guarded_tool(given: BaseTool | Callable[..., Any], guard: Guard, *, in_tool_
     parameters = Parameters(found)
     if declaration is not None:
         parameters.check(declaration, found.name)
+        know(guard, found.name, declaration, parameters)
     gate = Gate(guard, declaration, parameters, in_tool_node)
     copy = found.model_copy()
     copy.__class__ = _guarded_class(type(found))
