@@ -197,7 +197,11 @@ class Freshness:
             if not place.was_read():
                 if place.staged is None:  # it wrote to the file itself
                     place.put_back()
-                raise self._refused(place, Reason.TURN, None, current)
+                raise self._refused(place, Reason.TURN, None, current, old=self._found(place))
+
+    def _found(self, place: Place) -> str | None:
+        seat = self._call.seat
+        return seat.turn.found.get(place.resource.id) if seat is not None else None
 
     def close(self) -> None:
         """The call is over, one way or the other."""
@@ -258,8 +262,20 @@ class Freshness:
             return wrote
         return None
 
-    def _refused(self, place: Place, reason: Reason, known: Known | None, current: str, *, why: str = "") -> StaleWrite:
+    def _refused(
+        self,
+        place: Place,
+        reason: Reason,
+        known: Known | None,
+        current: str,
+        *,
+        why: str = "",
+        old: str | None = None,
+    ) -> StaleWrite:
+        """`old`: the version to compare with, if it is not the one that was known."""
         call, contents = self._call, self._call.guard.contents
+        if old is None and known is not None:
+            old = known.version
         small = place.resource.path is not None and not place.resource.directory and place.version is None
         return refusal(
             Case(
@@ -270,7 +286,7 @@ class Freshness:
                 known,
                 current,
                 self.author(place) if reason not in (Reason.UNREAD, Reason.LOST, Reason.UNCHECKED) else None,
-                contents.text(known.version) if small and known is not None else None,
+                contents.text(old) if small and old is not None else None,
                 _text(place.target) if small and current not in (UNKNOWN, ABSENT) else None,
                 why,
             )

@@ -19,7 +19,7 @@ from .declaration import Access
 from .exceptions import UndeclaredWrite
 from .resources import FOLDER
 from .stale import touching
-from .versions import Signature, signature
+from .versions import SQLITE, Signature, signature
 
 if TYPE_CHECKING:
     from .call import Call
@@ -33,9 +33,7 @@ CURRENT: contextvars.ContextVar[Call | None] = contextvars.ContextVar("agentguar
 GUARD: contextvars.ContextVar[Guard | None] = contextvars.ContextVar("agentguard_guard", default=None)
 OPEN_GUARDS: list[weakref.ref[Guard]] = []  # the process's guards, the newest last
 
-# SQLite commits by itself, and a copy of its main file alone would miss a write-ahead log: locked, but in place.
 _NOWHERE = Path()
-_IN_PLACE = (".sqlite", ".sqlite3", ".db", ".db3")
 
 
 class Watched:
@@ -93,7 +91,8 @@ class Place:
 
     @property
     def in_place(self) -> bool:
-        return self.resource.directory or self.target.suffix.lower() in _IN_PLACE
+        # SQLite commits by itself, and a copy of its main file alone would miss a write-ahead log.
+        return self.resource.directory or self.target.suffix.lower() in SQLITE
 
     def rebase(self, base: bytes | None, theirs: bytes | None) -> None:
         """Have the body work on another content than the target's; see `rebased`."""

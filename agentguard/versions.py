@@ -1,23 +1,32 @@
 """What version a resource has.
 
 A file's version is a hash of its content, so that a touched but equal file is equal; the stat signature only saves
-hashing again.
+hashing again. Of an SQLite database it is what a reader of it would see: the main file together with its write-ahead
+log, whether or not the one has been written back into the other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
+import sys
+import tempfile
 import threading
 import time
 from collections import OrderedDict
 from pathlib import Path
 
-__all__ = ["ABSENT", "Signature", "Versions", "hash_bytes", "signature"]
+__all__ = ["ABSENT", "SQLITE", "Signature", "Versions", "hash_bytes", "signature"]
 
 ABSENT = "absent"
 Signature = tuple[int, int, int, int]
+
+SQLITE = (".sqlite", ".sqlite3", ".db", ".db3")
+_SQLITE_MAGIC = b"SQLite format 3\0"
+# In its header, what changes without a change of the content: journal mode, counters, version of the library.
+_SQLITE_COUNTERS = ((18, 20), (24, 28), (40, 44), (92, 100))
 
 _RACY = 20_000_000  # ns: a file changed this recently may change again without a new time stamp
 
@@ -41,13 +50,14 @@ class Versions:
 
     def __init__(self, limit: int = 10_000) -> None:
         self._limit = limit
-        self._cache: OrderedDict[str, tuple[Signature, str]] = OrderedDict()
+        self._cache: OrderedDict[str, tuple[tuple[Signature | None, Signature | None], str]] = OrderedDict()
         self._mutex = threading.Lock()
 
     def of(self, path: Path) -> str:
         """The version of a file: a hash, or `ABSENT`. Raises OSError when it cannot be read."""
-        before = signature(path)
-        if before is None:
+        log = f"{path}-wal" if path.suffix.lower() in SQLITE else None
+        before = _signatures(path, log)
+        if before[0] is None:
             return ABSENT
         at = str(path)
         with self._mutex:
@@ -55,20 +65,59 @@ class Versions:
         if cached is not None and cached[0] == before:
             return cached[1]
         started = time.time_ns()
-        digest = hashlib.blake2b(digest_size=16)
         try:
-            with open(path, "rb") as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise IsADirectoryError(f"{path} is not a regular file")
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
+            version = _hash_file(path, sqlite=log is not None, logged=before[1] is not None and before[1][2] > 0)
         except FileNotFoundError:
             return ABSENT
-        version = digest.hexdigest()
-        if signature(path) == before and started - max(before[0], before[1]) > _RACY:
+        latest = max(time for found in before if found is not None for time in found[:2])
+        if _signatures(path, log) == before and started - latest > _RACY:
             with self._mutex:
                 self._cache[at] = before, version
                 self._cache.move_to_end(at)
                 while len(self._cache) > self._limit:
                     self._cache.popitem(last=False)
         return version
+
+
+def _signatures(path: Path, log: str | None) -> tuple[Signature | None, Signature | None]:
+    return signature(path), signature(Path(log)) if log is not None else None
+
+
+def _hash_file(path: Path, *, sqlite: bool, logged: bool) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise IsADirectoryError(f"{path} is not a regular file")
+        chunk = file.read(1 << 20)
+        if sqlite and chunk.startswith(_SQLITE_MAGIC):
+            if logged:
+                return _hash_database(path)
+            chunk = _without_counters(chunk)
+        while chunk:
+            digest.update(chunk)
+            chunk = file.read(1 << 20)
+    return digest.hexdigest()
+
+
+def _hash_database(path: Path) -> str:
+    """The version of a database part of which is in its write-ahead log: equal to that after it was written back."""
+    import sqlite3
+
+    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        try:
+            if sys.version_info >= (3, 11):
+                return hash_bytes(_without_counters(database.serialize()))
+            with tempfile.TemporaryDirectory() as folder:
+                copy = Path(folder) / "copy"
+                with contextlib.closing(sqlite3.connect(copy)) as other:
+                    database.backup(other)
+                return hash_bytes(_without_counters(copy.read_bytes()))
+        except sqlite3.Error as error:
+            raise OSError(f"{path} cannot be read as a database: {error}") from error
+
+
+def _without_counters(data: bytes) -> bytes:
+    changed = bytearray(data)
+    for start, end in _SQLITE_COUNTERS:
+        changed[start:end] = bytes(end - start)
+    return bytes(changed)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pickle
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -301,6 +302,50 @@ def test_files_beneath_a_declared_directory_have_versions_of_their_own(guard: Gu
         with pytest.raises(StaleWrite):
             save("a")
         assert (guard.root / "notes/a.md").read_text() == "bob's"
+
+
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+def test_a_database_is_what_its_readers_see(guard: Guard, mode: str) -> None:
+    """Written back from its log or not, by whoever closes it last."""
+    file = guard.root / "orders.db"
+
+    def statement(text: str) -> None:
+        with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as database:
+            database.execute(text)
+
+    statement(f"PRAGMA journal_mode={mode}")
+    statement("CREATE TABLE t (x)")
+    save = guard.wrap(statement, writes="orders.db", name="save")
+    look = guard.wrap(lambda: statement("SELECT * FROM t"), reads="orders.db", name="look")
+    keeper = sqlite3.connect(file, isolation_level=None)  # while it is open, a log is not written back
+    keeper.execute("INSERT INTO t VALUES (1)")
+    with guard.agent("ann"):
+        look()
+        keeper.close()
+        for number in range(3):
+            save(f"INSERT INTO t VALUES ({number})")
+        look()
+        statement("UPDATE t SET x = 7 WHERE x = 1")  # another program
+        with pytest.raises(StaleWrite):
+            save("DELETE FROM t")
+        keeper = sqlite3.connect(file, isolation_level=None)
+        look()
+        keeper.execute("UPDATE t SET x = 8 WHERE x = 7")  # in WAL mode the main file has nothing of it
+        with pytest.raises(StaleWrite):
+            save("DELETE FROM t")
+        keeper.close()
+
+
+def test_a_log_that_cannot_be_read_is_no_reason_to_write(guard: Guard) -> None:
+    file = guard.root / "orders.db"
+    file.write_bytes(b"SQLite format 3\0" + bytes(100))
+    save = guard.wrap(lambda: None, writes="orders.db", name="save")
+    with guard.agent("ann"):
+        guard.wrap(lambda: None, reads="orders.db")()
+        save()
+        (guard.root / "orders.db-wal").write_bytes(b"not a log")
+        with pytest.raises(StaleWrite, match="cannot be read as a database"):
+            save()
 
 
 def test_calls_inside_a_call_are_not_stale_against_it(guard: Guard) -> None:
