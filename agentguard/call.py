@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,8 @@ class Call:
     def locks(self) -> Sequence[Batch]:
         """Everything to lock, in order: the resources' own keys first, then those inside this agent's shard."""
         if self.outline.batches is not None:
+            if self.outline.announces:
+                self._announce_at_once()
             return self.outline.batches
         wanted: list[tuple[Resource, bool]] = []
         inner: list[tuple[str, Mode]] = []
@@ -101,6 +104,11 @@ class Call:
             else:
                 wanted.append((place.resource, place.exclusive))
         return [*self.guard.batches(tuple(wanted)), (self.guard.shard_locks, sorted(inner, key=lambda item: item[0]))]
+
+    def _announce_at_once(self) -> None:
+        """Where nothing can keep the body from running once the only lock is granted, that grant is the change."""
+        if len(self.places) == 1 and self.seat is None and not self.outline.begins:
+            self.claim.changes = not self._knows_any()
 
     def limit(self, key: str) -> float:
         """How long (seconds) this call may wait for a key, in all: its own time-out, else the resource's."""
@@ -248,6 +256,9 @@ class Call:
                 return True
         if self.seat is not None and self.seat.turn.matters(self.seat.place):
             return True
+        return self._knows_any()
+
+    def _knows_any(self) -> bool:
         if self.identity.memory is not None or self.guard.knowledge:
             for key, place in self.places.items():
                 if self.known(key) is not None or (place.resource.directory and self.known(key.rstrip("/"))):
@@ -391,7 +402,9 @@ class Call:
             self.remember(self.fresh.learned)
         for key, place in self.places.items():
             if place.exclusive and place.staged is None and place.resource.path is not None:
-                self.guard.wrote_in_place(key, self)
+                self.guard.in_place[key] = self.began, self.identity, self.tool, time.time_ns()
+                if len(self.guard.in_place) > 10_000:
+                    self.guard.in_place.popitem(last=False)
 
     def refuses(self, error: AgentGuardError) -> bool:
         """Whether an error is this call's own refusal after its body, and not one of a call inside of it."""

@@ -138,7 +138,7 @@ def steps(
             payload: Any = {}
             if opening is not None or call.has_beginning():
                 payload = yield Do(partial(_begin, call, opening))
-            if call.outline.announces:
+            if call.outline.announces and not call.claim.changes:
                 call.announce()
             begun = True
             result = (yield Body(payload)) if body else payload

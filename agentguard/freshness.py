@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .contents import LARGEST, SMALL
 from .knowledge import UNKNOWN, Known
-from .locks import Change
+from .locks import Change, this_host
 from .stale import Case, Reason, judge, refusal
 from .versions import ABSENT, hash_bytes, signature
 
@@ -258,9 +258,12 @@ class Freshness:
         if change is not None and (change.numbers[0], *change.numbers[2:]) == (mtime, size, inode):
             return change
         wrote = self._call.guard.in_place.get(place.resource.id)
-        if wrote is not None and wrote.numbers[0] - _TICK <= mtime <= wrote.numbers[1] + _TICK:
-            return wrote
-        return None
+        if wrote is None:
+            return None
+        began, who, tool, ended = wrote
+        if not began - _TICK <= mtime <= ended + _TICK:
+            return None
+        return Change(0, found, ended / 1e9, who.agent, who.run, tool, this_host())
 
     def _refused(
         self,

@@ -27,7 +27,7 @@ from .events import Event, Hook
 from .exceptions import AgentGuardError, ConfigError, UndeclaredWrite
 from .home import Home, home_at
 from .knowledge import Knowledge
-from .locks import Change, LockTable, Owner
+from .locks import LockTable, Owner
 from .outline import Batch, Outline, outline
 from .redirect import CURRENT, GUARD, OPEN_GUARDS, Place
 from .resources import Resource, Resources, plan
@@ -77,7 +77,8 @@ class Guard:
         self.knowledge = Knowledge()
         self.versions = Versions()
         self.contents = Contents(self.home.folder / "versions")
-        self.in_place: OrderedDict[str, Change] = OrderedDict()  # by resource: who wrote a file without a copy
+        # By resource: since when (ns) who had a file that was not worked on as a copy, with which tool, until when.
+        self.in_place: OrderedDict[str, tuple[int, Identity, str, int]] = OrderedDict()
         self.hooks: list[Hook] = []
         self.timeout: float = self.config.timeout
         self.run = f"run-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{secrets.token_hex(3)}"
@@ -489,14 +490,6 @@ class Guard:
 
             given = resolver(given, "version")
         return version_function(given)
-
-    def wrote_in_place(self, resource: str, call: Call) -> None:
-        """Remember who had a file that is not worked on as a copy, and from when to when."""
-        who, now = call.identity, time.time_ns()
-        change = Change(0, (call.began, now, 0, 0), now / 1e9, who.agent, who.run, call.tool, "")
-        self.in_place[resource] = change
-        if len(self.in_place) > 10_000:
-            self.in_place.popitem(last=False)
 
     def warn_unjoined(self, resource: str, tool: str) -> None:
         if resource not in self._warned:

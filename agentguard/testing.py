@@ -220,7 +220,6 @@ class LockContract:
         for table, agent in ((self.one, "ann"), (self.two, "bob"), (self.one, "ann")):
             writer = self.hold(table, "db:a", EXCLUSIVE, caller(agent))
             table.change(writer, (1, 2, 3, 2**64 - 1))
-            keeper = self.hold(self.one, "db:b") if self.two is self.one else None
             table.release(writer)
             idle = self.hold(self.one, "db:a", EXCLUSIVE, caller("changes nothing"))
             seen = [self.one.last_change(idle)]
@@ -229,14 +228,25 @@ class LockContract:
                 later = self.hold(other, "db:a", SHARED)
                 seen.append(other.last_change(later))
                 other.release(later)
-            if keeper is not None:
-                self.one.release(keeper)
             for change in seen:
                 assert change is not None
                 assert (change.agent, change.run, change.tool) == (agent, "run", "tool")
                 assert change.numbers == (1, 2, 3, 2**64 - 1)
                 assert 0 < change.token < self._token("db:a")
                 assert abs(time.time() - change.at) < LONG
+
+    def test_a_claim_may_say_at_once_that_it_changes_what_it_gets(self) -> None:
+        for number, table in enumerate((self.one, self.two, self.two, self.one)):
+            claim = caller(str(number // 2))
+            claim.changes = True
+            writer = self.hold(table, "db:a", EXCLUSIVE, claim)
+            change = table.last_change(writer)
+            assert change is not None
+            assert (change.token, change.agent, change.numbers) == (writer.token, str(number // 2), (0, 0, 0, 0))
+            table.release(writer)
+            reader = self.hold(self.two, "db:a", SHARED)
+            assert self.two.last_change(reader) == change
+            self.two.release(reader)
 
     def _token(self, key: str) -> int:
         ticket = self.hold(self.one, key)

@@ -614,7 +614,7 @@ def test_a_disk_error_reaches_the_caller(open_table: Callable[[], LockTable], mo
     one, two = open_table(), open_table()
     use(one)
 
-    def broken(self: KeyFile, owner: object) -> int:
+    def broken(self: KeyFile, owner: object, changes: bool) -> int:
         raise OSError(errno.EIO, "broken disk")
 
     with monkeypatch.context() as patch:

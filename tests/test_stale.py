@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentguard import ConfigError, Event, Guard, StaleWrite, declare, path
+from agentguard import ConfigError, Event, Guard, LockTimeout, StaleWrite, declare, path
 from agentguard.budget import LIMIT, fit, tokens
 from agentguard.contents import Contents
 from agentguard.knowledge import UNKNOWN, Knowledge, Known, TurnMemory
@@ -828,3 +828,20 @@ def test_a_disk_that_refuses_costs_the_diff_and_no_call(tmp_path: Path) -> None:
     with guard.agent("ann"):
         assert guard.read("a.txt") == "1"
         guard.write("a.txt", "2")
+
+
+def test_who_waited_in_vain_for_several_locks_has_changed_nothing(guard: Guard) -> None:
+    """A key whose grant is taken back because another lock did not come is as it was."""
+    with guard.agent("ann"), guard.hold(reads=KEY):
+        pass
+    with guard.hold(writes="zzz:held"):
+        elsewhere = threading.Thread(target=_fails_to_lock, args=(guard,))
+        elsewhere.start()
+        elsewhere.join()
+    with guard.agent("ann"), guard.hold(writes=KEY):
+        pass
+
+
+def _fails_to_lock(guard: Guard) -> None:
+    with guard.agent("bob"), pytest.raises(LockTimeout):
+        guard.hold(writes=[KEY, "zzz:held"], timeout=0).__enter__()

@@ -45,6 +45,7 @@ from .contract import (
     Statistics,
     directories_above,
     is_directory,
+    this_host,
 )
 from .file import FileBackend, FileTable, table_for
 from .table import LockTable
@@ -70,5 +71,6 @@ __all__ = [
     "directories_above",
     "is_directory",
     "table_for",
+    "this_host",
     "wait",
 ]

@@ -233,8 +233,10 @@ class Lock(Protocol):
         """While held: these directories were looked at, and each is `trusted`. See `vouches`."""
         ...
 
-    def stamp(self, owner: Owner) -> int:
-        """Issue the token of an exclusive grant: higher than every earlier one, whoever died since."""
+    def stamp(self, owner: Owner, changes: bool = False) -> int:
+        """Issue the token of an exclusive grant: higher than every earlier one, whoever died since.
+
+        `changes`: and note a `change` under it, with four zeros."""
         ...
 
     def describe(self, owner: Owner) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from .contract import Change, Lock, Mode
+from .contract import Change, Lock, Mode, Owner, this_host
 from .tickets import Queue
 
 if TYPE_CHECKING:
@@ -86,6 +86,10 @@ class Domain(Queue):
         else:
             self.give_back()
         return False
+
+    def note(self, owner: Owner, token: int, numbers: tuple[int, int, int, int]) -> None:
+        """Remember a change, where there is no lock that would."""
+        self.changed = Change(token, numbers, time.time(), owner.agent, owner.run, owner.tool, this_host())
 
     def give_back(self) -> None:
         """Give the lock between processes back whole; nothing is granted here any more."""

@@ -170,10 +170,12 @@ class Granting:
             lock = queue.lock
             if lock is None:
                 ticket.token = self._count(key, mode)
+                if claim.changes and mode is _X:
+                    queue.note(claim.owner, ticket.token, (0, 0, 0, 0))
             elif queue.have is not None:  # else an intention on trust
                 last = token = lock.token
                 if mode is _X:
-                    token = lock.stamp(claim.owner)
+                    token = lock.stamp(claim.owner, claim.changes)
                 elif mode is _S and not queue.granted:
                     lock.describe(claim.owner)
                 if last == queue.checked:

@@ -26,6 +26,7 @@ X = Mode.EXCLUSIVE
 _SHARED_NOW, _EXCLUSIVE_NOW = SHARED | AT_ONCE, EXCLUSIVE | AT_ONCE
 _HEAD_AT, _HEAD_SIZE, _MAGIC, _WHOLE = record.HEAD_AT, record.HEAD.size, record.MAGIC, record.KEY
 _HOLDER_AT, _SINCE, _READER = record.HOLDER_AT, record.SINCE, record.READER
+_CHANGE, _CHANGED, _CHANGED_AT, _ZEROS = record.CHANGE, record.CHANGED, record.CHANGED_AT, (0, 0, 0, 0)
 _QUIET, _CALM, _TOKEN, _BOOTED = record.QUIET, record.CALM, record.TOKEN, record.BOOTED
 _ALL_BUT_CLEAR = ~(0xFF << 8 * (record.CLEAR - 8 * record.QUIET))
 _MAGIC_BITS, _QUEUED_BITS = 0xFFFFFFFF, 0xFF << 8 * (record.QUEUED - 8 * record.QUIET)
@@ -43,6 +44,8 @@ class KeyFile:
     __slots__ = (
         "_backend",
         "_boot",
+        "_changed",
+        "_changer",
         "_dev",
         "_extra",
         "_fd",
@@ -72,6 +75,8 @@ class KeyFile:
         self.token = 0
         self.trusted = self.vouches = False
         self._told: Owner | None = None  # whom the file names, as of `_stamped`
+        self._changer: Owner | None = None  # whom the file names as the last to change it, as of the token `_changed`
+        self._changed = 0
         self._stamped = 0  # the last token that this process issued
         self._boot = 0
         self._path = backend.path(key)
@@ -284,7 +289,7 @@ class KeyFile:
 
     # -- while held ------------------------------------------------------------------------------------------------
 
-    def stamp(self, owner: Owner) -> int:
+    def stamp(self, owner: Owner, changes: bool = False) -> int:
         last = self.token
         token = last + 1
         if not last or self._boot != record.BOOT:
@@ -301,9 +306,21 @@ class KeyFile:
             # In this order: a token with the mark of an older boot is only taken for one that may be too low.
             mapped.words[_TOKEN] = token
             mapped.words[_BOOTED] = self._boot
+            if changes:
+                words = mapped.words
+                if owner is self._changer and words[_CHANGED] == self._changed:
+                    mapped.doubles[_CHANGED_AT] = _now()
+                    words[_CHANGED] = token
+                else:
+                    text = record.pack_change(_ZEROS, token, owner)
+                    mapped.bytes[_CHANGE : _CHANGE + len(text)] = text
+                    self._changer = owner
+                self._changed = token
         else:
             pwrite(self._fd, record.pack_grant(token, owner), record.GRANT)
             self._told = owner
+            if changes:
+                pwrite(self._fd, record.pack_change(_ZEROS, token, owner), _CHANGE)
         self.token = self._stamped = token
         return token
 
@@ -316,16 +333,17 @@ class KeyFile:
             pwrite(self._fd, text, _READER)
 
     def change(self, owner: Owner, numbers: tuple[int, int, int, int]) -> None:
+        self._changer = None
         data = record.pack_change(numbers, self.token, owner)
         mapped = self._mapped
         if mapped is not None and self._current() and self._seen:
-            mapped.bytes[record.CHANGE : record.CHANGE + len(data)] = data
+            mapped.bytes[_CHANGE : _CHANGE + len(data)] = data
         else:
-            pwrite(self._fd, data, record.CHANGE)
+            pwrite(self._fd, data, _CHANGE)
         self._seen = False
 
     def last_change(self) -> Change | None:
-        return record.unpack_change(pread(self._fd, record.CHANGE_SIZE, record.CHANGE))
+        return record.unpack_change(pread(self._fd, record.CHANGE_SIZE, _CHANGE))
 
     def contended(self) -> bool:
         self._seen = False

@@ -24,6 +24,8 @@ __all__ = [
     "BOOTED",
     "CALM",
     "CHANGE",
+    "CHANGED",
+    "CHANGED_AT",
     "CHANGE_SIZE",
     "CLEAR",
     "GRANT",
@@ -56,6 +58,7 @@ GRANT, READER, CHANGE, KEY = 24, 352, 656, 1024
 HOLDER_AT = 40
 # Words: where they are in a mapped file; QUIET holds `CALM` while nobody is queued.
 TOKEN, BOOTED, QUIET, SINCE = 3, 4, 2, 6
+CHANGED, CHANGED_AT = 82, 88  # the token of the last change, and its time
 CALM = int.from_bytes(MAGIC, "little")
 _TOKEN = struct.Struct("<QQ")
 _HOLDER = struct.Struct("<QdQ")

@@ -6,13 +6,12 @@ here. Between processes the table holds each key once, through its backend's `Lo
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Sequence
 
 from ..exceptions import LockLost
 from .arrival import PUMPS
-from .contract import Backend, Change, Holder, KeyStatistics, Mode, Statistics, this_host
+from .contract import Backend, Change, Holder, KeyStatistics, Mode, Statistics
 from .cycles import BLOCKED_LOOPS
 from .domain import Domain
 from .forks import MUTEX, after_fork
@@ -125,8 +124,7 @@ class LockTable(Granting):
                 if domain.lock is not None:
                     domain.lock.change(owner, numbers)
                 else:
-                    who = owner.agent, owner.run, owner.tool, this_host()
-                    domain.changed = Change(ticket.token, numbers, time.time(), *who)
+                    domain.note(owner, ticket.token, numbers)
         finally:
             if TODO or WAKING:
                 leave()

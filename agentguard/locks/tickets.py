@@ -35,12 +35,13 @@ class Claim:
     everything no longer counts: contexts are copied into background tasks that outlive the call.
     """
 
-    __slots__ = ("held", "owner", "parent", "trust", "waits")
+    __slots__ = ("changes", "held", "owner", "parent", "trust", "waits")
 
     def __init__(self, owner: Owner, parent: Claim | None = None) -> None:
         self.owner = owner
         self.parent = parent
         self.held: dict[str, Ticket] = {}
+        self.changes = False  # whoever gets a key exclusively by this claim changes at once what it stands for
         # Locks of the directories that it holds with an intention on trust (`Lock.trusted`).
         self.trust: list[Lock] | None = None
         # Waiting tickets of this claim and of every claim inside it: a call waits for the calls inside it.
