@@ -32,6 +32,15 @@ def test_lost_update() -> None:
     assert lost[1] == 0
 
 
+def test_stale_writes() -> None:
+    out = run(EXAMPLES / "06_stale_writes.py")
+    assert 'ignore: {"title": "Plan", "ann": null, "bob": "done"}' in out  # ann's work is gone
+    for stale in ("reject", "merge"):
+        assert f'{stale}: {{"title": "Plan", "ann": "done", "bob": "done"}}' in out
+    assert out.count("Conflict: plan.json was changed by agent 'ann' in write at ") == 1
+    assert '+{"title": "Plan", "ann": "done", "bob": null}' in out
+
+
 @pytest.mark.langgraph
 @pytest.mark.crewai
 def test_config_only(tmp_path: Path) -> None:
