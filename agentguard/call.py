@@ -16,7 +16,7 @@ from .declaration import Access
 from .exceptions import AgentGuardError, LockLost, StaleWrite, UndeclaredWrite
 from .freshness import Freshness
 from .knowledge import Known
-from .locks import Change, Claim, Mode, Ticket
+from .locks import Claim, Mode, Ticket
 from .outline import Batch, Outline, Part
 from .redirect import CURRENT, Place, check_untouched, leftovers, rewritten, undeclared
 from .resources import Resource
@@ -170,11 +170,11 @@ class Call:
     def _discovered(self, place: Place) -> None:
         """A file beneath a declared directory: checked, or noted, when the tool asks for it."""
         if place.exclusive:
-            self._freshness().check(place)
+            self.freshness().check(place)
         else:
-            self._freshness().note(place)
+            self.freshness().note(place)
 
-    def _freshness(self) -> Freshness:
+    def freshness(self) -> Freshness:
         if self.fresh is None:
             self.fresh = Freshness(self)
         return self.fresh
@@ -190,10 +190,6 @@ class Call:
     def ticket(self, resource: Resource) -> Ticket | None:
         """The granted ticket of a resource that this call locks itself; None when there is none."""
         return self.claim.ticket(resource.key, self.guard.table(resource.home))
-
-    def author(self, place: Place) -> Change | None:
-        """Who made the current version of what a place stands for; None when the guard does not know."""
-        return self._freshness().author(place)
 
     def token(self, resource: Resource) -> int | None:
         """The fencing token under which this call holds a resource; None when it does not."""
@@ -319,7 +315,7 @@ class Call:
 
     def announce(self) -> None:
         """The body runs now, and may change what the call's keys stand for."""
-        self._freshness().announce()
+        self.freshness().announce()
 
     def check_isolation(self) -> None:
         for place in self.places.values():
@@ -394,7 +390,7 @@ class Call:
                 change.target.unlink(missing_ok=True)
         for place in changed:
             if place.entry is None:
-                self._freshness().changed(place)
+                self.freshness().changed(place)
 
     def end(self) -> None:
         """The call has succeeded: what the agent knows now, and who wrote in place."""

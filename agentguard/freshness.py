@@ -67,11 +67,11 @@ class Freshness:
         except OSError as error:
             if known is None or place.update or place.options.stale == "ignore":
                 return
-            raise self._refused(place, Reason.UNCHECKED, known, UNKNOWN, why=_told(error)) from error
+            raise self.refused(place, Reason.UNCHECKED, known, UNKNOWN, why=_told(error)) from error
         except _VersionError as error:
             if place.update or place.options.stale == "ignore":
                 return
-            raise self._refused(place, Reason.UNCHECKED, known, UNKNOWN, why=str(error)) from error.__cause__
+            raise self.refused(place, Reason.UNCHECKED, known, UNKNOWN, why=str(error)) from error.__cause__
         if turn is not None:
             turn.found.setdefault(key, current)
             self._keep(place, current)
@@ -90,24 +90,22 @@ class Freshness:
             # Whether it knows what it replaces shows only when it is done: a tool that reads the content and puts
             # something in has seen the call before it, one that was given the whole content has not.
             if place.resource.path is not None and place.version is None and not place.in_place:
-                place.theirs = _content(place.target)
+                place.theirs, place.author = _content(place.target), self.author(place)
                 place.watch()
                 self.unseen.append((place, current))
             return
         why = ""
-        if place.options.stale == "merge":
+        if place.options.stale == "merge" and reason not in (Reason.UNREAD, Reason.LOST):
             why = self._rebase(place, known.version if known is not None else found, current)
             if not why:
                 return
-        if reason is Reason.DELETED:  # there is nothing to read any more: the refusal itself is the news
-            call.remember({key: Known(ABSENT, time.time())})
-        raise self._refused(place, reason, known, current, why=why)
+        raise self.refused(place, reason, known, current, why=why)
 
     def _check_kind(self, place: Place, known: Known | None) -> None:
         """A directory has no version; but if the agent knows a file of that name, it was replaced."""
         file = self._call.known(place.resource.id.rstrip("/")) if place.resource.directory else None
         if file is not None and known is None and not place.update and place.options.stale != "ignore":
-            raise self._refused(place, Reason.REPLACED, file, UNKNOWN)
+            raise self.refused(place, Reason.REPLACED, file, UNKNOWN)
 
     def _is_ours(self, place: Place) -> bool:
         """Whether a call around this one, of the same agent, has the resource: what changed there is its own doing."""
@@ -128,10 +126,10 @@ class Freshness:
             return "It cannot be merged: only files that are worked on as copies can."
         if base is None and version != ABSENT:
             return "It could not be merged: the version that was read is not kept any more."
-        theirs = _content(place.target)
-        if theirs is not None and hash_bytes(theirs) != current:
+        place.theirs, place.author = _content(place.target), self.author(place)
+        if place.theirs is not None and hash_bytes(place.theirs) != current:
             return "It could not be merged: it is being changed by somebody outside the guard."
-        place.rebase(base, theirs)
+        place.rebase(base)
         return ""
 
     # -- what a version is ---
@@ -197,7 +195,7 @@ class Freshness:
             if not place.was_read():
                 if place.staged is None:  # it wrote to the file itself
                     place.put_back()
-                raise self._refused(place, Reason.TURN, None, current, old=self._found(place))
+                raise self.refused(place, Reason.TURN, None, current, old=self._found(place), author=place.author)
 
     def _found(self, place: Place) -> str | None:
         seat = self._call.seat
@@ -265,7 +263,7 @@ class Freshness:
             return None
         return Change(0, found, ended / 1e9, who.agent, who.run, tool, this_host())
 
-    def _refused(
+    def refused(
         self,
         place: Place,
         reason: Reason,
@@ -274,11 +272,17 @@ class Freshness:
         *,
         why: str = "",
         old: str | None = None,
+        author: Change | None = None,
     ) -> StaleWrite:
-        """`old`: the version to compare with, if it is not the one that was known."""
+        """The refusal of a call. `old`: the version to compare with, if it is not the one that was known; `author`: who
+        made the current one, if that cannot be told from the resource any more."""
         call, contents = self._call, self._call.guard.contents
         if old is None and known is not None:
             old = known.version
+        if author is None and reason not in (Reason.UNREAD, Reason.LOST, Reason.UNCHECKED):
+            author = self.author(place)
+        if reason is Reason.DELETED:  # there is nothing to read any more: the refusal itself is the news
+            call.remember({place.resource.id: Known(ABSENT, time.time())})
         small = place.resource.path is not None and not place.resource.directory and place.version is None
         return refusal(
             Case(
@@ -288,7 +292,7 @@ class Freshness:
                 call.tool,
                 known,
                 current,
-                self.author(place) if reason not in (Reason.UNREAD, Reason.LOST, Reason.UNCHECKED) else None,
+                author,
                 contents.text(old) if small and old is not None else None,
                 _text(place.target) if small and current not in (UNKNOWN, ABSENT) else None,
                 why,

@@ -7,12 +7,11 @@ refused. The agent then knows its own side: its next write is merged over that o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .exceptions import MergeConflict, StaleWrite
-from .locks import Change
 from .merge.values import Conflict, Merged
-from .stale import Case, Reason, refusal
+from .stale import Reason
 from .versions import ABSENT, hash_bytes, signature
 
 if TYPE_CHECKING:
@@ -39,19 +38,19 @@ def merge_stale(call: Call) -> None:
 def _merge(call: Call, place: Place) -> Merged:
     from .merge import Options, default_strategy, merge  # parsers are imported by those who parse
 
-    name, options, author = place.resource.name, place.options, call.author(place)
+    name, options, agent = place.resource.name, place.options, call.identity.agent
     ours = _ours(call, place)
     place.ours = ABSENT if ours is None else hash_bytes(ours)
     strategy = options.merge or default_strategy(name)
-    sides = {_THEIRS: place.theirs, call.identity.agent: ours}
+    sides = {_THEIRS: place.theirs, agent if agent != _THEIRS else f"{agent} (2)": ours}
     made = Options(name, options.paths, call.guard.resolver(options.on_conflict))
     try:
         merged = merge(strategy, place.base, sides, made)
     except MergeConflict as error:  # one of them cannot be read in its format
-        raise _refused(call, place, (), author, error.message) from error
+        raise _refused(call, place, (), error.message) from error
     if merged.conflicts:
         where = "; ".join(map(_shown, merged.conflicts[:3]))
-        raise _refused(call, place, merged.conflicts, author, f"Both changed the same place: {where}.")
+        raise _refused(call, place, merged.conflicts, f"Both changed the same place: {where}.")
     if ours is not None:
         call.guard.contents.keep(place.ours, ours, lasting=True)
     if merged.value is None:
@@ -76,23 +75,11 @@ def _ours(call: Call, place: Place) -> bytes | None:
     return ours
 
 
-def _refused(call: Call, place: Place, conflicts: tuple[Conflict, ...], author: Change | None, why: str) -> StaleWrite:
-    contents = call.guard.contents
+def _refused(call: Call, place: Place, conflicts: tuple[Conflict, ...], why: str) -> StaleWrite:
     known = call.known(place.resource.id)
-    error = refusal(
-        Case(
-            Reason.CHANGED if known is not None else Reason.TURN,
-            place.resource.name,
-            call.identity.agent,
-            call.tool,
-            known,
-            ABSENT if place.theirs is None else hash_bytes(place.theirs),
-            author,
-            contents.text(known.version) if known is not None else None,
-            _text(place.theirs),
-            why,
-        )
-    )
+    current = ABSENT if place.theirs is None else hash_bytes(place.theirs)
+    reason = Reason.TURN if known is None else Reason.DELETED if place.theirs is None else Reason.CHANGED
+    error = call.freshness().refused(place, reason, known, current, why=why, author=place.author)
     kept = call.keep("a stale write that could not be merged")
     error.fields.update(conflicts=tuple(map(str, conflicts)), folder=str(kept) if kept is not None else None)
     return error
@@ -100,10 +87,3 @@ def _refused(call: Call, place: Place, conflicts: tuple[Conflict, ...], author: 
 
 def _shown(conflict: Conflict) -> str:
     return f"{conflict.path or 'the whole of it'} ({conflict.reason})"[:120]
-
-
-def _text(data: bytes | None) -> Any:
-    try:
-        return data.decode("utf-8") if data is not None else None
-    except UnicodeDecodeError:
-        return None

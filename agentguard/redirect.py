@@ -24,6 +24,7 @@ from .versions import SQLITE, Signature, signature
 if TYPE_CHECKING:
     from .call import Call
     from .guard import Guard
+    from .locks import Change
     from .outline import Part
     from .shards import Entry
 
@@ -75,7 +76,8 @@ class Place:
     pinned: Signature | None = None  # shard mode: of the real file before the body ran
     rebased = False  # a stale write that shall be merged: the body works on `base`, what others made of it is `theirs`
     base: bytes | None = None
-    theirs: bytes | None = None
+    theirs: bytes | None = None  # the target's content before the body, where it may have to be put back or merged
+    author: Change | None = None  # of `theirs`
     ours: str | None = None  # the version that the agent made of `base`
     watched: Watched | None = None  # to see whether the body reads the content
 
@@ -94,9 +96,9 @@ class Place:
         # SQLite commits by itself, and a copy of its main file alone would miss a write-ahead log.
         return self.resource.directory or self.target.suffix.lower() in SQLITE
 
-    def rebase(self, base: bytes | None, theirs: bytes | None) -> None:
+    def rebase(self, base: bytes | None) -> None:
         """Have the body work on another content than the target's; see `rebased`."""
-        self.rebased, self.base, self.theirs = True, base, theirs
+        self.rebased, self.base = True, base
         self.before = signature(self.target)
 
     def stage(self, folder: Path, root: Path, *, copy: bool = True) -> Path:

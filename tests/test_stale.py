@@ -554,7 +554,7 @@ def test_a_tool_that_writes_in_place_is_merged_all_the_same(merging: Guard, conf
     save = merging.wrap(lambda: file.write_text('{"a": "ann\'s", "b": 1}'), writes="store.json", name="save")
     with merging.agent("ann"):
         if conflict:
-            with pytest.raises(StaleWrite, match="Both changed"):
+            with pytest.raises(StaleWrite, match=r"by agent 'bob' in write.*Both changed"):
                 save()
             assert json.loads(file.read_text()) == {"a": "bob's", "b": "bob's"}
         else:
@@ -603,6 +603,13 @@ def test_a_merge_needs_its_base_and_two_readable_sides(merging: Guard) -> None:
     with merging.agent("ann"), pytest.raises(StaleWrite, match="Nothing was applied"):
         merging.wrap(lambda: path("store.json").write_text('{"a": 2}'), writes="store.json")()
     assert (merging.root / "store.json").read_text() == "{broken"
+
+
+def test_merging_is_no_way_around_having_to_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("1")
+    guard = Guard(root=tmp_path, resources={"a.txt": {"stale": "merge", "require_read": True}})
+    with guard.agent("ann"), pytest.raises(StaleWrite, match="never read"):
+        guard.write("a.txt", "2")
 
 
 def test_what_has_no_content_cannot_be_merged(merging: Guard) -> None:
