@@ -213,6 +213,7 @@ def _end(call: Call, closing: Callable[[Any], Any] | None, result: Any) -> Any:
     call.commit()
     if call.fresh is not None:
         call.fresh.end()
+    call.discard()  # here, since removing the copies takes a while
     return result
 
 

@@ -153,6 +153,13 @@ class Freshness:
             return f"#{change.token if change is not None else 0}"
         return call.guard.versions.of(place.target)
 
+    def _own_version(self, place: Place) -> str | None:
+        """Of a key that this call has changed: what `version` would say after reading it back."""
+        token = self._call.token(place.resource)
+        if place.resource.path is not None or place.version is not None or not place.exclusive or token is None:
+            return None
+        return f"#{token}"
+
     def _last_change(self, place: Place) -> Change | None:
         ticket = self._call.ticket(place.resource)
         return ticket.table.last_change(ticket) if ticket is not None else None
@@ -213,7 +220,7 @@ class Freshness:
                 version = place.ours
             else:
                 try:
-                    version = self.version(place)
+                    version = self._own_version(place) or self.version(place)
                 except (_VersionError, OSError):
                     version = UNKNOWN
                 self._keep(place, version)

@@ -21,6 +21,7 @@ from .versions import ABSENT
 __all__ = ["Case", "Reason", "diff", "judge", "refusal", "touching"]
 
 _numbers = itertools.count(1)
+_NAME = 16  # tokens of an agent's or a tool's name
 _WIDE = 160  # characters of a line in a diff
 
 
@@ -76,9 +77,11 @@ class Case:
 
 def refusal(case: Case) -> StaleWrite:
     """The error for a conflict: in at most some 300 tokens what happened and what to do, no two of them the same."""
-    name, agent, tool = clip(case.resource), clip(case.agent, 60), clip(case.tool, 60)
+    name, agent, tool = clip(case.resource), clip(case.agent, _NAME), clip(case.tool, _NAME)
     change, known = case.change, case.known
-    who = f"agent {clip(change.agent, 60)!r} in {clip(change.tool, 60)}" if change else "somebody outside the guard"
+    who = (
+        f"agent {clip(change.agent, _NAME)!r} in {clip(change.tool, _NAME)}" if change else "somebody outside the guard"
+    )
     when = f" at {_clock(change.at)}" if change else ""
     read = f" at {_clock(known.at)}" if known is not None and known.at else ""
     versions = f" (version {_short(known.version)}, now {_short(case.current)})" if known is not None else ""
@@ -93,21 +96,24 @@ def refusal(case: Case) -> StaleWrite:
             f"into account. {again}"
         )
     elif case.reason is Reason.UNCHECKED:
-        what = f"whether {name} was changed since agent {agent!r} read it cannot be told: {case.why}. {again}"
+        what = f"whether {name} was changed since agent {agent!r} read it cannot be told: {clip(case.why, 40)}. {again}"
     elif case.reason is Reason.DELETED:
         what = (
             f"{name} was deleted or renamed by {who}{when}, after agent {agent!r} read it{read}{versions}. Nothing was "
             f"applied. Look where it is now; to create it anew, retry {tool}."
         )
     elif case.reason is Reason.REPLACED:
-        what = f"{name} was a file when agent {agent!r} read it{read}, and is a directory now. Nothing was applied."
+        what = (
+            f"{name} was a file when agent {agent!r} read it{read}, and is a directory now. Nothing was "
+            "applied. Look what is in it, and name a file."
+        )
     elif case.reason is Reason.CREATED:
         what = f"{name} did not exist when agent {agent!r} looked{read}; {who} created it{when}. {again}"
     else:
         what = f"{name} was changed by {who}{when}, after agent {agent!r} read it{read}{versions}. {again}"
-    if case.why and case.reason is not Reason.UNCHECKED:
-        what = f"{what} {case.why}"
     text = f"Conflict: {what} (conflict {next(_numbers)})"
+    if case.why and case.reason is not Reason.UNCHECKED:
+        text = f"{text} {clip(case.why, 40)}"
     head = "\nWhat changed:\n"
     shown = fit(diff(case.old, case.new), max(0, LIMIT - tokens(text) - tokens(head) - 4))
     return StaleWrite(
@@ -128,8 +134,8 @@ def touching(name: str, tool: str, agent: str) -> StaleWrite:
     """The error for a file that changed under the exclusive lock, while a tool worked on its copy."""
     return StaleWrite(
         fit(
-            f"Conflict: {clip(name)} was changed outside the guard while {clip(tool, 60)} of agent "
-            f"{clip(agent, 60)!r} worked on its copy: either the tool itself also wrote to the file directly, or "
+            f"Conflict: {clip(name)} was changed outside the guard while {clip(tool, _NAME)} of agent "
+            f"{clip(agent, _NAME)!r} worked on its copy: either the tool itself also wrote to the file directly, or "
             f"another program did. The copy was not applied. Let the tool write only to path({clip(name)!r}), read it "
             f"again, then retry. (conflict {next(_numbers)})"
         ),

@@ -113,7 +113,7 @@ def _hash_database(path: Path) -> str:
                     database.backup(other)
                 return hash_bytes(_without_counters(copy.read_bytes()))
         except sqlite3.Error as error:
-            raise OSError(f"{path} cannot be read as a database: {error}") from error
+            raise OSError(f"it cannot be read as a database: {error}") from error
 
 
 def _without_counters(data: bytes) -> bytes:

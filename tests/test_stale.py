@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentguard import ConfigError, Event, Guard, LockTimeout, StaleWrite, declare, path
-from agentguard.budget import LIMIT, fit, tokens
+from agentguard.budget import LIMIT, clip, fit, tokens
 from agentguard.contents import Contents
 from agentguard.knowledge import UNKNOWN, Knowledge, Known, TurnMemory
 from agentguard.locks import Change
@@ -728,8 +728,23 @@ def test_a_refusal_is_short_whatever_it_is_made_of(
 ) -> None:
     change = Change(1, (0, 0, 0, 0), 1e9, by, "run", tool, "host") if by else None
     error = refusal(Case(reason, resource, agent, tool, known, "d" * 32, change, old, new, why))
-    assert tokens(error.for_model()) <= LIMIT
+    text = error.for_model()
+    assert tokens(text) <= LIMIT
+    assert "othing was applied" in text
+    assert "(conflict " in text
+    assert ("retry" in text) or ("name a file" in text)
     assert error.resource == resource
+
+
+@given(st.text(max_size=300), st.integers(2, 40))
+def test_clip_keeps_both_ends_of_a_name(name: str, most: int) -> None:
+    cut = clip(name, most)
+    assert tokens(cut) <= most
+    assert len(cut) <= most * 4
+    if cut != name:
+        start, _, end = cut.partition("…") if "…" not in name else ("", "", "")
+        assert name.startswith(start)
+        assert name.endswith(end)
 
 
 @given(st.text(max_size=2000), st.integers(5, 300))

@@ -18,12 +18,13 @@ from langgraph._internal._constants import CONF, CONFIG_KEY_RUNTIME, NS_END, NS_
 
 from agentguard import Guard, Identity
 from agentguard.guard import IDENTITY
+from agentguard.knowledge import Memory
 
-__all__ = ["Position", "as_task", "caller", "current_task", "position_of", "run_of"]
+__all__ = ["Position", "as_task", "caller", "current_task", "memory_around", "position_of", "run_of"]
 
-# The identity that a guarded graph gave to the task in force, and where that task is. Other identities are the user's
-# own and win.
-_TASK: contextvars.ContextVar[tuple[Guard, Identity, tuple[str, ...]] | None] = contextvars.ContextVar(
+# The identity that a guarded graph gave to the task in force, where that task is, and whether it is a graph itself.
+# Other identities are the user's own and win.
+_TASK: contextvars.ContextVar[tuple[Guard, Identity, tuple[str, ...], bool] | None] = contextvars.ContextVar(
     "agentguard_langgraph_task", default=None
 )
 
@@ -128,10 +129,20 @@ def current_task(guard: Guard) -> Identity | None:
     return found[1] if found is not None and found[0] is guard else None
 
 
+def memory_around(guard: Guard) -> Memory | None:
+    """What the enclosing task shares with the tasks inside of it: its memory, if it is a graph itself."""
+    found = _TASK.get()
+    return found[1].memory if found is not None and found[0] is guard and found[3] else None
+
+
 @contextlib.contextmanager
-def as_task(guard: Guard, identity: Identity, namespace: tuple[str, ...] = ()) -> Iterator[None]:
-    """Calls in this block belong to this task, for the adapter and for everything that asks the guard itself."""
-    token = _TASK.set((guard, identity, namespace))
+def as_task(
+    guard: Guard, identity: Identity, namespace: tuple[str, ...] = (), *, graph: bool = False
+) -> Iterator[None]:
+    """Calls in this block belong to this task, for the adapter and for everything that asks the guard itself.
+
+    `graph`: the task is a graph itself. One that a node's own code calls gets nothing of what the node knows."""
+    token = _TASK.set((guard, identity, namespace, graph))
     try:
         with guard.identified(identity):
             yield

@@ -1,7 +1,8 @@
 """What the nodes of a graph know that no message tells: kept in a channel, so that it is checkpointed with the state.
 
-A node knows what the nodes right before it knew, for the state that it gets is theirs. Branches that come together and
-know one resource in different versions make a node that does not know it at all. Pure, but for `TaskMemory`.
+A node knows what the nodes right before it knew, for the state that it gets is theirs. Where branches come together
+that know one resource in different versions, its state is based on more than one of them: it has to read again before
+it writes. Pure, but for `TaskMemory`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 from agentguard.knowledge import UNKNOWN, Known, Memory
 
+from .attempts import Attempt
 from .plan import Sources
 
 __all__ = ["KNOWN", "Line", "TaskMemory", "inherited", "line_of", "updated"]
@@ -40,7 +42,9 @@ def inherited(sources: Sources, name: str, step: int, lines: Lines) -> dict[str,
     """What the task of a line `name` knows when it begins in this step: what those before it agree in; else, of what
     none of them knows, what it knew itself when it ran last."""
     found = {key: Line(*fields) for key, fields in lines.items()}
-    just = [line for line in found.values() if line.step == step - 1 and line.node != _NAMED]
+    # Not always of the step before: a new turn and `update_state` take a step in which no node runs.
+    last = max((line.step for line in found.values() if line.node != _NAMED and line.step < step), default=step)
+    just = [line for line in found.values() if line.step == last and line.node != _NAMED]
     waiting: Collection[str] = frozenset().union(*sources.waiting)
     before = [line for line in just if line.node in sources.plain]
     before += [line for line in found.values() if line.node in waiting]
@@ -49,10 +53,7 @@ def inherited(sources: Sources, name: str, step: int, lines: Lines) -> dict[str,
     known: dict[str, str] = dict(found[name].known) if name in found else {}
     for resource in {resource for line in before for resource in line.known}:
         versions = {line.known[resource] for line in before if resource in line.known}
-        if len(versions) == 1:
-            known[resource] = versions.pop()
-        else:
-            known.pop(resource, None)
+        known[resource] = versions.pop() if len(versions) == 1 else UNKNOWN
     return known
 
 
@@ -68,14 +69,24 @@ def updated(lines: Lines, update: Mapping[str, Any]) -> dict[str, Any]:
 class TaskMemory:
     """A `Memory`: what the code of one task knows and learns. `outer`: the task around its graph, whose state it got.
 
-    `lines`: what the channel had when the task began; agents that the user names find what they knew there.
+    `lines`: what the channel had when the task began; agents that the user names find what they knew there. `attempt`:
+    what earlier attempts of the task have written is known as well.
     """
 
     def __init__(
-        self, known: Mapping[str, str], *, lasting: bool, lines: Lines | None = None, outer: Memory | None = None
+        self,
+        known: Mapping[str, str],
+        *,
+        lasting: bool,
+        lines: Lines | None = None,
+        outer: Memory | None = None,
+        attempt: Attempt | None = None,
     ) -> None:
         self.lasting = lasting
         self._known = {resource: Known(_version(version), 0.0) for resource, version in known.items()}
+        self._attempt = attempt
+        if attempt is not None:
+            self._known.update(attempt.known())
         self._lines = lines or {}
         self._outer = outer
         self._named: dict[str, TaskMemory] = {}
@@ -92,6 +103,8 @@ class TaskMemory:
             for resource, known in learned.items():
                 self._known.pop(resource, None)
                 self._known[resource] = known
+        if self._attempt is not None:
+            self._attempt.learn(learned)
         if self._outer is not None:
             self._outer.learn(learned)
 
@@ -104,7 +117,8 @@ class TaskMemory:
             if memory is None:
                 line = self._lines.get(_NAMED + agent)
                 known = Line(*line).known if line is not None else {}
-                memory = self._named[agent] = TaskMemory(known, lasting=self.lasting)
+                attempt = self._attempt.named(agent) if self._attempt is not None else None
+                memory = self._named[agent] = TaskMemory(known, lasting=self.lasting, attempt=attempt)
             return memory
 
     def told(self, name: str, node: str, step: int) -> dict[str, list[Any]]:

@@ -15,8 +15,8 @@ from agentguard import Guard, Identity
 from .identity import caller
 from .refusals import REFUSALS, refusal, shown
 from .toolnodes import with_guarded_tool
-from .tools import HANDLED, Copies
-from .turns import Calling, executing
+from .tools import HANDLED, Copies, Known
+from .turns import Calling, executing, scope_of
 
 __all__ = ["GuardMiddleware"]
 
@@ -37,10 +37,12 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
         super().__init__()
         self.guard = guard
         self._copies = Copies(guard)
+        self._know = Known(guard)
 
     def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Any]) -> Any:
         """Run one call guarded."""
         call, config = request.tool_call, request.runtime.config
+        self._know(request.runtime.tools or ())
         identity = caller(self.guard, config, in_tool_node=True)
         with executing(self.guard, config, call, request.state, identity.memory) as made:
             if not self._by_name(request):
@@ -68,6 +70,7 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
     ) -> Any:
         """The async twin."""
         call, config = request.tool_call, request.runtime.config
+        self._know(request.runtime.tools or ())
         identity = caller(self.guard, config, in_tool_node=True, asynchronous=True)
         with executing(self.guard, config, call, request.state, identity.memory) as made:
             if not self._by_name(request):
@@ -99,7 +102,7 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
 
     @contextlib.contextmanager
     def _handled(self, request: ToolCallRequest) -> Iterator[None]:
-        token = HANDLED.set((self.guard, request.tool_call["id"] or ""))
+        token = HANDLED.set((self.guard, request.tool_call["id"] or "", scope_of(request.runtime.config)))
         try:
             yield
         finally:

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableConfig, RunnableSequence, ensure_config
 from langgraph._internal._constants import (
     CONF,
     CONFIG_KEY_CHECKPOINTER,
@@ -16,12 +16,15 @@ from langgraph._internal._constants import (
     CONFIG_KEY_SEND,
 )
 from langgraph.errors import ParentCommand
+from langgraph.pregel import Pregel
 
 from agentguard import Guard, Identity
 from agentguard.shards import Shard, encoded
 
-from .identity import Position, as_task, current_task, position_of, run_of
+from .attempts import Attempt
+from .identity import Position, as_task, current_task, memory_around, position_of, run_of
 from .lines import KNOWN, TaskMemory, inherited, line_of
+from .nodes import GuardedNode
 from .plan import Beginning, Record, Sources, begin
 
 __all__ = ["JOIN", "MANIFEST", "TRIGGER", "JoinNode", "TaskNode"]
@@ -52,6 +55,7 @@ class TaskNode(Runnable[Any, Any]):
         self.sources = sources
         self.before = before
         self.resumable = resumable
+        self.graph = _is_graph(bound)
         self.name = bound.get_name()
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
@@ -59,7 +63,7 @@ class TaskNode(Runnable[Any, Any]):
         task = self._task(config)
         if task.beginning.join:
             self.guard.join(run=task.identity.run, shards=task.beginning.join)
-        with task.running():
+        with task.running(self.graph):
             return self.bound.invoke(input, config, **kwargs)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
@@ -67,7 +71,7 @@ class TaskNode(Runnable[Any, Any]):
         task = self._task(config)
         if task.beginning.join:
             await self.guard.ajoin(run=task.identity.run, shards=task.beginning.join)
-        with task.running():
+        with task.running(self.graph):
             return await self.bound.ainvoke(input, config, **kwargs)
 
     def _task(self, config: RunnableConfig) -> _Task | _ShardedTask:
@@ -75,7 +79,7 @@ class TaskNode(Runnable[Any, Any]):
         if position is None:  # called by hand, outside of its graph
             return _Task(self.guard, self.guard.identity())
         outer = current_task(self.guard)
-        memory = self._memory(position, config, outer)
+        memory = self._memory(position, config)
         if outer is not None:  # calls of nested graphs go to the outer task's shard
             return _Task(
                 self.guard, dataclasses.replace(outer, agent=position.agent(), memory=memory), position, config
@@ -94,7 +98,7 @@ class TaskNode(Runnable[Any, Any]):
         )
         return _ShardedTask(self.guard, identity, beginning, position, config, self.resumable)
 
-    def _memory(self, position: Position, config: RunnableConfig, outer: Identity | None) -> TaskMemory | None:
+    def _memory(self, position: Position, config: RunnableConfig) -> TaskMemory | None:
         if self.before is None:
             return None
         configurable = config.get(CONF, {})
@@ -103,8 +107,20 @@ class TaskNode(Runnable[Any, Any]):
             inherited(self.before, _line(position), position.step, lines),
             lasting=bool(configurable.get(CONFIG_KEY_CHECKPOINTER)),
             lines=lines,
-            outer=outer.memory if outer is not None else None,
+            outer=memory_around(self.guard),
+            attempt=Attempt((id(self.guard), position.namespace)),
         )
+
+
+def _is_graph(runnable: Any) -> bool:
+    """Whether a node is a graph itself, and not code that may call one."""
+    if isinstance(runnable, GuardedNode):
+        return _is_graph(runnable.node)
+    if isinstance(runnable, RunnableBinding):
+        return _is_graph(runnable.bound)
+    if isinstance(runnable, RunnableSequence):
+        return any(map(_is_graph, runnable.steps))
+    return isinstance(runnable, Pregel)
 
 
 class JoinNode(Runnable[Any, Any]):
@@ -151,9 +167,10 @@ class _Task:
         self._configurable = (config or {}).get(CONF, {})
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self, graph: bool) -> Iterator[None]:
+        namespace = self._position.namespace if self._position is not None else ()
         try:
-            with as_task(self.guard, self.identity, self._position.namespace if self._position is not None else ()):
+            with as_task(self.guard, self.identity, namespace, graph=graph):
                 yield
         except ParentCommand:  # how a nested graph hands over: the task has succeeded
             self._tell()
@@ -220,9 +237,9 @@ class _ShardedTask(_Task):
         return [shard for shard in found if shard is not None]
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self, graph: bool) -> Iterator[None]:
         try:
-            with super().running():
+            with super().running(graph):
                 yield
         except ParentCommand:
             self._publish()

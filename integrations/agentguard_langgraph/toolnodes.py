@@ -17,7 +17,7 @@ from agentguard import Guard
 
 from .identity import caller
 from .tools import Copies, guarded_tool
-from .turns import executing
+from .turns import Calling, executing
 
 __all__ = ["guarded_copy", "guarded_tool_node", "with_guarded_tool"]
 
@@ -62,27 +62,30 @@ def _executing(node: ToolNode, guard: Guard) -> ToolNode:
 
     @functools.wraps(run_one)
     def _run_one(call: Any, *rest: Any, **named: Any) -> Any:
-        with _call_of(guard, call, rest, named):
-            return run_one(node, call, *rest, **named)
+        with _call_of(guard, call, rest, named) as made:
+            result = run_one(node, call, *rest, **named)
+            return made.answer(result) if made is not None else result  # a wrapper may have written it anew
 
     @functools.wraps(arun_one)
     async def _arun_one(call: Any, *rest: Any, **named: Any) -> Any:
-        with _call_of(guard, call, rest, named, asynchronous=True):
-            return await arun_one(node, call, *rest, **named)
+        with _call_of(guard, call, rest, named, asynchronous=True) as made:
+            result = await arun_one(node, call, *rest, **named)
+            return made.answer(result) if made is not None else result
 
     vars(node).update(_run_one=_run_one, _arun_one=_arun_one)
     return node
 
 
 @contextlib.contextmanager
-def _call_of(guard: Guard, call: Any, rest: Any, named: Any, *, asynchronous: bool = False) -> Iterator[None]:
+def _call_of(guard: Guard, call: Any, rest: Any, named: Any, *, asynchronous: bool = False) -> Iterator[Calling | None]:
     runtime = next((one for one in (*rest, *named.values()) if isinstance(one, ToolRuntime)), None)
     if runtime is None:  # another version, which hands it on in another way: the call is found when it comes
-        yield
+        yield None
         return
     identity = caller(guard, runtime.config, in_tool_node=True, asynchronous=asynchronous)
-    with executing(guard, runtime.config, call, runtime.state, identity.memory, exact=True):
-        yield
+    exact = "tool_calls" not in (*rest, *named.values())  # else it was sent some of the turn's calls only
+    with executing(guard, runtime.config, call, runtime.state, identity.memory, exact=exact) as made:
+        yield made
 
 
 def with_guarded_tool(request: ToolCallRequest, copies: Copies) -> ToolCallRequest:

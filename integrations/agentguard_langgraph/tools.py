@@ -20,12 +20,12 @@ from agentguard import AgentGuardError, ConfigError, Declaration, Guard, Identit
 from .declaring import Parameters, declaration_of
 from .identity import caller
 from .refusals import REFUSALS, refusal, shown
-from .turns import CALLING, Calling, calling, know
+from .turns import CALLING, Calling, calling, know, scope_of
 
-__all__ = ["HANDLED", "Copies", "Gate", "GuardedTool", "guard_tools"]
+__all__ = ["HANDLED", "Copies", "Gate", "GuardedTool", "Known", "guard_tools"]
 
-# The tool call (guard, id) that is guarded already by its name, around whatever executes it.
-HANDLED: contextvars.ContextVar[tuple[Guard, str] | None] = contextvars.ContextVar(
+# The tool call (guard, id, task) that is guarded already by its name, around whatever executes it.
+HANDLED: contextvars.ContextVar[tuple[Guard, str, object] | None] = contextvars.ContextVar(
     "agentguard_langgraph_handled", default=None
 )
 
@@ -101,7 +101,7 @@ class Gate:
         if invocation is None or call_id is None:
             return None
         known = CALLING.get()
-        if known is not None and known[0] is self.guard and known[1].call_id == call_id:
+        if known is not None and known[0] is self.guard and known[1].is_of(invocation.config, call_id):
             invocation.calling = known[1]
         else:
             invocation.calling = calling(self.guard, invocation.config, call_id, base=identity.memory)
@@ -124,13 +124,14 @@ class Gate:
 
         return enter
 
-    def passes(self, tool_call_id: str | None) -> bool:
+    def passes(self) -> bool:
         """Whether this call is guarded already: it is inside its own body, or somebody guards it by its name."""
-        invocation = self._own()
-        if invocation is not None and invocation.inside:
+        own, around, handled = self._own(), _INVOCATION.get(), HANDLED.get()
+        if own is not None and own.inside:
             return True
-        handled = HANDLED.get()
-        return handled is not None and handled[0] is self.guard and handled[1] == tool_call_id
+        if handled is None or around is None:
+            return False
+        return handled == (self.guard, around.tool_call_id, scope_of(around.config))
 
 
 @dataclass(eq=False)
@@ -213,13 +214,13 @@ def _guarded_class(kind: type[BaseTool]) -> type[GuardedTool]:
     def _run(self: GuardedTool, *args: Any, **kwargs: Any) -> Any:
         body = functools.partial(kind._run, self)
         gate = self._gate
-        return body(*args, **kwargs) if gate.passes(_call_id()) else gate.call(self, args, kwargs, body)
+        return body(*args, **kwargs) if gate.passes() else gate.call(self, args, kwargs, body)
 
     @functools.wraps(kind._arun if own_async else kind._run)
     async def _arun(self: GuardedTool, *args: Any, **kwargs: Any) -> Any:
         gate = self._gate
         threaded = cast(Any, self).coroutine is None if shared else not own_async
-        if gate.passes(_call_id()):
+        if gate.passes():
             if own_async:
                 return await kind._arun(self, *args, **kwargs)
             return await BaseTool._arun(self, *args, **kwargs)
@@ -230,11 +231,6 @@ def _guarded_class(kind: type[BaseTool]) -> type[GuardedTool]:
 
     namespace = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "_run": _run, "_arun": _arun}
     return cast("type[GuardedTool]", type(kind.__name__, (GuardedTool, kind), namespace))
-
-
-def _call_id() -> str | None:
-    invocation = _INVOCATION.get()
-    return invocation.tool_call_id if invocation is not None else None
 
 
 def guard_tools(tools: Iterable[BaseTool | Callable[..., Any]], guard: Guard) -> list[BaseTool]:
@@ -293,7 +289,7 @@ def _direct(tool: BaseTool, gate: Gate, function: Callable[..., Any]) -> Callabl
 
         @functools.wraps(function)
         async def guarded_async(*args: Any, **kwargs: Any) -> Any:
-            if gate.passes(_call_id()):
+            if gate.passes():
                 return await function(*args, **kwargs)
             return await gate.acall(tool, args, kwargs, function, threaded=False)
 
@@ -301,9 +297,29 @@ def _direct(tool: BaseTool, gate: Gate, function: Callable[..., Any]) -> Callabl
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs) if gate.passes(_call_id()) else gate.call(tool, args, kwargs, function)
+        return function(*args, **kwargs) if gate.passes() else gate.call(tool, args, kwargs, function)
 
     return guarded
+
+
+class Known:
+    """Tools that were looked at, each once: a turn's calls are put in order by what all of their tools declare."""
+
+    def __init__(self, guard: Guard, limit: int = 1024) -> None:
+        self.guard = guard
+        self._limit = limit
+        self._seen: dict[int, BaseTool] = {}
+
+    def __call__(self, tools: Iterable[Any]) -> None:
+        for one in tools:
+            if self._seen.get(id(one)) is one or not isinstance(one, BaseTool):
+                continue
+            declaration = declaration_of(self.guard, one)
+            if declaration and not isinstance(one, GuardedTool):
+                know(self.guard, one.name, declaration, Parameters(one))
+            if len(self._seen) >= self._limit:
+                self._seen.clear()
+            self._seen[id(one)] = one
 
 
 class Copies:

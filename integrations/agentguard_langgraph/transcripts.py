@@ -17,6 +17,8 @@ from langgraph.types import Command
 
 from agentguard.knowledge import UNKNOWN, Known, Memory
 
+from .attempts import Attempt
+
 __all__ = ["KEY", "Transcript", "asked_in", "stamped", "transcripts_in"]
 
 KEY = "agentguard"
@@ -57,7 +59,8 @@ class Transcript:
     """A `Memory`: what a model knew when it made a call. What the call learns is for its answer to carry.
 
     `base` knows of what was read otherwise, by the code around the model. `reads` tells whether a call of the history
-    reads a resource: if its answer does not say in which version, that is known to be unknown.
+    reads a resource: if its answer does not say in which version, that is known to be unknown. `attempt`: what earlier
+    attempts of this call have written is known as well.
     """
 
     def __init__(
@@ -67,7 +70,10 @@ class Transcript:
         lasting: bool,
         base: Memory | None = None,
         reads: Unstamped = lambda call, resource: False,
+        attempt: Attempt | None = None,
     ) -> None:
+        self._attempt = attempt
+        self._again = attempt.known() if attempt is not None else {}
         self.lasting = lasting
         self._seen = seen
         self._base = base
@@ -80,6 +86,8 @@ class Transcript:
 
     def get(self, resource: str) -> Known | None:
         """See `Memory`."""
+        if resource in self._again:
+            return self._again[resource]
         version = self._versions().get(resource)
         since = self._own.get(resource, -1)
         if any(place > since and self._reads(call, resource) for place, call in self._silent):
@@ -92,6 +100,8 @@ class Transcript:
         """See `Memory`."""
         with self._mutex:
             self._learned.update(learned)
+        if self._attempt is not None:
+            self._attempt.learn(learned)
         if self._base is not None:
             self._base.learn(learned)
 
@@ -110,32 +120,39 @@ class Transcript:
         """By resource, what was told last comes last; first-hand counts before what was only carried along."""
         if self._known is not None:
             return self._known
+        # Backwards: what was told last counts. By dictionaries' types and not by their abilities: histories are long.
         known: dict[str, str] = {}
         carried: dict[str, str] = {}
-        asked: dict[str | None, Mapping[str, Any]] = {}
-        for place, message in enumerate(self._seen):
-            if isinstance(message, AIMessage):
-                asked.update((call["id"], call) for call in message.tool_calls)
-            if not isinstance(message, ToolMessage):
-                continue
-            told = message.additional_kwargs.get(KEY)
-            if isinstance(told, Mapping):
-                for resource, version in _told(told.get("read")):
-                    known.pop(resource, None)
-                    known[resource] = version
-                    self._own[resource] = place
-                carried.update(_told(told.get("carried")))
-            elif message.status != "error" and message.tool_call_id in asked:
-                self._silent.append((place, asked[message.tool_call_id]))
-        self._known = {**{key: carried[key] for key in carried if key not in known}, **known}
+        silent: dict[str, int] = {}
+        for place in range(len(self._seen) - 1, -1, -1):
+            message = self._seen[place]
+            if isinstance(message, ToolMessage):
+                told = message.additional_kwargs.get(KEY)
+                read = told.get("read") if type(told) is dict else None
+                if type(read) is dict and read:
+                    for resource, version in read.items():
+                        if resource not in known:
+                            known[resource] = version if type(version) is str else UNKNOWN
+                            self._own[resource] = place
+                elif message.status != "error":
+                    silent[message.tool_call_id] = place
+                if not carried and type(told) is dict:  # an answer carries along all that was known before it
+                    carried = _told(told.get("carried"))
+            elif silent and isinstance(message, AIMessage):
+                for call in message.tool_calls:
+                    at = silent.pop(call["id"] or "", None)
+                    if at is not None:
+                        self._silent.append((at, call))
+        older = {resource: version for resource, version in carried.items() if resource not in known}
+        self._known = {**older, **dict(reversed(known.items()))}
         return self._known
 
 
-def _told(entries: Any) -> list[tuple[str, str]]:
+def _told(entries: Any) -> dict[str, str]:
     """What a message tells, as far as it can be read: it has been in other people's hands."""
-    if not isinstance(entries, Mapping):
-        return []
-    return [(str(key), value if isinstance(value, str) else UNKNOWN) for key, value in entries.items()]
+    if type(entries) is not dict:
+        return {}
+    return {str(key): value if type(value) is str else UNKNOWN for key, value in entries.items()}
 
 
 def stamped(result: Any, call_id: str, stamp: Mapping[str, Any]) -> Any:
@@ -147,11 +164,23 @@ def stamped(result: Any, call_id: str, stamp: Mapping[str, Any]) -> Any:
             return result
         return result.model_copy(update={"additional_kwargs": {**result.additional_kwargs, KEY: dict(stamp)}})
     if isinstance(result, Command) and isinstance(result.update, dict):
-        update = {
-            key: [stamped(one, call_id, stamp) for one in value] if isinstance(value, list) else value
-            for key, value in result.update.items()
-        }
+        update = {key: _told_in(value, call_id, stamp) for key, value in result.update.items()}
         return dataclasses.replace(result, update=update)
-    if type(result) is list:
-        return [stamped(one, call_id, stamp) for one in result]
-    return result
+    if isinstance(result, Command):
+        return dataclasses.replace(result, update=_told_in(result.update, call_id, stamp))
+    return [stamped(one, call_id, stamp) for one in result] if type(result) is list else result
+
+
+def _told_in(messages: Any, call_id: str, stamp: Mapping[str, Any]) -> Any:
+    """What a command does to a list of messages, which may also be written as mappings."""
+    if not isinstance(messages, list):
+        return messages
+    found = []
+    for one in messages:
+        if isinstance(one, Mapping) and (one.get("role") or one.get("type"), one.get("tool_call_id")) == (
+            "tool",
+            call_id,
+        ):
+            one = {**one, "additional_kwargs": {**(one.get("additional_kwargs") or {}), KEY: dict(stamp)}}
+        found.append(stamped(one, call_id, stamp))
+    return found

@@ -21,8 +21,10 @@ from langchain_core.messages import AIMessage, ToolMessage
 from langgraph._internal._constants import (
     CONF,
     CONFIG_KEY_CALL,
+    CONFIG_KEY_CHECKPOINT_NS,
     CONFIG_KEY_CHECKPOINTER,
     CONFIG_KEY_READ,
+    CONFIG_KEY_RUNTIME,
     CONFIG_KEY_SCRATCHPAD,
 )
 from langgraph.channels.base import BaseChannel
@@ -32,16 +34,20 @@ from agentguard import AgentGuardError, Declaration, Guard
 from agentguard.knowledge import Memory, TurnMemory
 from agentguard.turns import Seat, Turn, Wants
 
+from .attempts import Attempt
 from .declaring import Parameters
 from .transcripts import Transcript, asked_in, stamped, transcripts_in
 
-__all__ = ["CALLING", "Calling", "calling", "executing", "know"]
+__all__ = ["CALLING", "Calling", "calling", "executing", "know", "scope_of"]
 
 _KEPT = 1000  # turns of which no end was told
+_EDITED = "hitl_edited_tool_calls"  # where HumanInTheLoopMiddleware keeps what is made instead of the model's calls
 
 # The declarations of guarded tools, by guard and name: to tell what a call touches before it comes.
 _known: weakref.WeakKeyDictionary[Guard, dict[str, list[tuple[Declaration, Parameters]]]] = weakref.WeakKeyDictionary()
 _turns: OrderedDict[tuple[Any, ...], tuple[Turn, TurnMemory | None, object]] = OrderedDict()
+# What the first writes of a turn have found. Tasks that were interrupted are resumed without those beside them.
+_found: OrderedDict[tuple[Any, ...], dict[str, str]] = OrderedDict()
 _mutex = threading.Lock()
 
 
@@ -55,18 +61,27 @@ def know(guard: Guard, name: str, declaration: Declaration, parameters: Paramete
 
 @dataclass(frozen=True)
 class Calling:
-    """One call that a model made. `end` it when it is over."""
+    """One call that a model made. `end` it when it is over.
+
+    `own_task`: it has a task of its own, which tells its end. In there it may be tried again, and keeps its place.
+    """
 
     call_id: str
     memory: Transcript
     seat: Seat | None
+    own_task: bool = False
+    scope: object = None  # the task that it runs in: a model inside of it may give its own calls the same ids
+
+    def is_of(self, config: Mapping[str, Any] | None, call_id: str | None) -> bool:
+        """Whether a call with this id, made with this configuration, is the very same."""
+        return self.call_id == call_id and self.scope == scope_of(config)
 
     def answer(self, result: Any) -> Any:
         """The call's result, with what it has learned."""
         return stamped(result, self.call_id, self.memory.stamp())
 
     def end(self) -> None:
-        if self.seat is not None:
+        if self.seat is not None and not self.own_task:
             self.seat.turn.end(self.seat.place)
 
 
@@ -89,7 +104,7 @@ def executing(
 
     `exact`: around whatever becomes of it, and of every other call of the turn, each in the same task."""
     outer = CALLING.get()
-    if outer is not None and outer[0] is guard and outer[1].call_id == call["id"]:
+    if outer is not None and outer[0] is guard and outer[1].is_of(config, call["id"]):
         yield outer[1]
         return
     found = calling(guard, config, call["id"] or "", state=state, base=base, exact=exact)
@@ -118,50 +133,67 @@ def calling(
     `exact`: the end of every call of the turn is told, for it runs in the caller's own task.
     """
     configurable = (config or {}).get(CONF) or {}
-    found = asked_in(transcripts_in(state) if state else [], call_id) or asked_in(_channels(configurable), call_id)
+    found = asked_in(transcripts_in(state) if state else [], call_id) or asked_in(
+        transcripts_in({name: _channel(configurable, name) for name in _channels(configurable)}), call_id
+    )
     if found is None:
         return None
     messages, place = found
     asked = messages[place]
     assert isinstance(asked, AIMessage)
     answered = {one.tool_call_id for one in messages[place + 1 :] if isinstance(one, ToolMessage)}
-    calls = [call for call in asked.tool_calls if call["id"] not in answered or call["id"] == call_id]
-    seat, memory = None, base
+    pending = [call for call in asked.tool_calls if call["id"] not in answered or call["id"] == call_id]
+    edited = _channel(configurable, _EDITED)
+    calls = [
+        {**call, **edited.get(call["id"], {})} if isinstance(edited, Mapping) else call
+        for call in {call["id"]: call for call in pending if call["id"] is not None}.values()  # an id is all there is
+    ]
+    seat, memory, scope = None, base, scope_of(config)
+    siblings = _Siblings.of(configurable, call_id)
     if len(calls) > 1:
-        seat, memory = _seat(guard, configurable, calls, call_id, base, exact)
+        seat, memory = _seat(guard, configurable, siblings, calls, call_id, base, exact)
     transcript = Transcript(
         messages[:place],
         lasting=bool(configurable.get(CONFIG_KEY_CHECKPOINTER)),
         base=memory,
         reads=lambda call, resource: _reads(guard, call, resource),
+        attempt=Attempt((id(guard), scope, call_id)) if scope is not None else None,
     )
-    return Calling(call_id, transcript, seat)
+    return Calling(call_id, transcript, seat, own_task=siblings is not None, scope=scope)
 
 
-def _channels(configurable: Mapping[str, Any]) -> list[Sequence[Any]]:
-    """The lists of messages in the state of the innermost graph, as its current superstep sees them."""
+def scope_of(config: Mapping[str, Any] | None) -> object:
+    """The task that a configuration belongs to."""
+    return ((config or {}).get(CONF) or {}).get(CONFIG_KEY_CHECKPOINT_NS)
+
+
+def _channels(configurable: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state of the innermost graph, as its current superstep sees it."""
     read: Any = configurable.get(CONFIG_KEY_READ)
     channels = read.args[1] if len(getattr(read, "args", ())) > 1 else {}  # as ToolNode itself finds them
-    values = []
-    for channel in channels.values() if isinstance(channels, Mapping) else ():
-        if isinstance(channel, BaseChannel):
-            with contextlib.suppress(EmptyChannelError):
-                values.append(channel.get())
-    return transcripts_in(dict(enumerate(values)))
+    return channels if isinstance(channels, Mapping) else {}
+
+
+def _channel(configurable: Mapping[str, Any], name: str) -> Any:
+    channel = _channels(configurable).get(name)
+    if isinstance(channel, BaseChannel):
+        with contextlib.suppress(EmptyChannelError):
+            return channel.get()
+    return None
 
 
 def _seat(
     guard: Guard,
     configurable: Mapping[str, Any],
+    siblings: _Siblings | None,
     calls: Sequence[Mapping[str, Any]],
     call_id: str,
     base: Memory | None,
     exact: bool,
 ) -> tuple[Seat | None, Memory | None]:
     place = next(number for number, call in enumerate(calls) if call["id"] == call_id)
-    siblings = _Siblings.of(configurable)
-    scope: Any = siblings.tasks if siblings is not None else configurable.get(CONFIG_KEY_SCRATCHPAD)
-    key = (id(guard), id(scope), tuple(call["id"] for call in calls))
+    scope, attempt = (siblings.tasks, 0) if siblings is not None else _task(configurable)
+    key = (id(guard), id(scope), attempt, tuple(call["id"] for call in calls))
     with _mutex:
         entry = _turns.get(key)
         if entry is None:
@@ -174,6 +206,8 @@ def _seat(
 
             wants = [_wants(guard, call) for call in calls]
             turn = Turn(wants, exact=exact or siblings is not None, over=over)
+            if siblings is not None:
+                turn.found = _found_by(guard, configurable, calls)
             entry = _turns[key] = turn, memory, _kept(scope, key)
             while len(_turns) > _KEPT:
                 _turns.popitem(last=False)
@@ -182,6 +216,34 @@ def _seat(
         for earlier in turn.waits_for(place):
             siblings.follow(calls[earlier]["id"], turn, earlier)
     return turn.seat(place), memory.at(place) if memory is not None else base
+
+
+def _task(configurable: Mapping[str, Any]) -> tuple[object, int]:
+    """The task that runs with this configuration, and which attempt at it this is: each makes all its calls anew."""
+    # What the configuration itself holds is kept by whoever waits for a call that never comes, and so never goes away.
+    scope = _own(configurable) or configurable.get(CONFIG_KEY_CALL) or configurable.get(CONFIG_KEY_SCRATCHPAD)
+    return scope, getattr(_execution(configurable), "node_attempt", 1)
+
+
+def _execution(configurable: Mapping[str, Any]) -> Any:
+    return getattr(configurable.get(CONFIG_KEY_RUNTIME), "execution_info", None)
+
+
+def _found_by(guard: Guard, configurable: Mapping[str, Any], calls: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The versions that writes of this turn have found, the same ones when its superstep is resumed."""
+    checkpoint = getattr(_execution(configurable), "checkpoint_id", None)
+    if not checkpoint:
+        return {}
+    found = _found.setdefault((id(guard), checkpoint, *(call["id"] for call in calls)), {})
+    while len(_found) > _KEPT:
+        _found.popitem(last=False)
+    return found
+
+
+def _own(configurable: Mapping[str, Any]) -> Any:
+    """The task that runs with this configuration; None where it cannot be told."""
+    call: Any = configurable.get(CONFIG_KEY_CALL)
+    return call.args[0]() if getattr(call, "args", None) and isinstance(call.args[0], weakref.ref) else None
 
 
 def _kept(scope: Any, key: tuple[Any, ...]) -> object:
@@ -199,13 +261,12 @@ class _Siblings:
         self.tasks = tasks
 
     @classmethod
-    def of(cls, configurable: Mapping[str, Any]) -> _Siblings | None:
-        """Those beside the task that runs with this configuration; None unless that is a task for one call."""
-        call: Any = configurable.get(CONFIG_KEY_CALL)
-        own = call.args[0]() if getattr(call, "args", None) and isinstance(call.args[0], weakref.ref) else None
-        futures = getattr(call, "keywords", {}).get("futures")
+    def of(cls, configurable: Mapping[str, Any], call_id: str) -> _Siblings | None:
+        """Those beside the task that runs with this configuration; None unless that is a task for this call alone."""
+        own = _own(configurable)
+        futures = getattr(configurable.get(CONFIG_KEY_CALL), "keywords", {}).get("futures")
         tasks = futures() if isinstance(futures, weakref.ref) else None
-        if own is None or tasks is None or _call_of(own) is None:
+        if own is None or tasks is None or _call_of(own) != call_id:
             return None
         return cls(tasks)
 
