@@ -76,7 +76,9 @@ class Freshness:
             turn.found.setdefault(key, current)
             self._keep(place, current)
         if place.update:
-            if known is not None and known.version == current and not place.read:
+            # One after the other in one turn: each knows the version that the one before it has made of a known one.
+            ours = turn.made.get(key) if turn is not None else None
+            if known is not None and current in (known.version, ours) and not place.read:
                 self.moves.append(place)
             return
         if not place.read and (known is not None or (must_read and current == ABSENT)):
@@ -227,6 +229,8 @@ class Freshness:
                 if place.version is not None and place.exclusive:
                     self.changed(place, version)
             self.learned[place.resource.id] = Known(version, time.time())
+            if self._call.seat is not None and place.exclusive:
+                self._call.seat.turn.made[place.resource.id] = version
 
     # -- who changed it ---
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["UNKNOWN", "Knowledge", "Known", "Memory", "TurnMemory"]
+__all__ = ["UNKNOWN", "Knowledge", "Known", "Memory", "TurnMemory", "without_turn"]
 
 UNKNOWN = "?"  # the version of something that was read, but nobody can say any more in which version
 
@@ -91,35 +91,32 @@ class _Own:
 
 
 class TurnMemory:
-    """An agent's memory while its model makes several calls at once: none of them knows what another one learns.
-
-    What they learn reaches `memory` by `settle`, in the order of the calls; the model's next turn has seen it.
-    """
+    """An agent's memory while its model makes several calls at once: each knows what the agent knew before them, and
+    what it has learned itself; not what another one of them learns. The next turn knows all of it."""
 
     def __init__(self, memory: Memory) -> None:
         self.memory = memory
-        self._learned: dict[int, dict[str, Known]] = {}
-        self._settled = False
+        self._before: dict[str, Known | None] = {}  # kept aside of what was learned since
+        self._own: dict[tuple[int, str], Known] = {}
         self._mutex = threading.Lock()
 
     def at(self, place: int) -> Memory:
         """The memory for the call at this place in the turn."""
         return _Placed(self, place)
 
+    def get(self, place: int, resource: str) -> Known | None:
+        with self._mutex:
+            own = self._own.get((place, resource))
+            if own is not None:
+                return own
+            return self._before[resource] if resource in self._before else self.memory.get(resource)
+
     def learn(self, place: int, learned: Mapping[str, Known]) -> None:
         with self._mutex:
-            if not self._settled:
-                self._learned.setdefault(place, {}).update(learned)
-                return
-        self.memory.learn(learned)  # a call that outlived its turn
-
-    def settle(self) -> None:
-        """The turn is over. Any number of times."""
-        with self._mutex:
-            self._settled = True
-            found = [self._learned[place] for place in sorted(self._learned)]
-            self._learned = {}
-        for learned in found:
+            for resource, known in learned.items():
+                if resource not in self._before:
+                    self._before[resource] = self.memory.get(resource)
+                self._own[place, resource] = known
             self.memory.learn(learned)
 
 
@@ -133,10 +130,15 @@ class _Placed:
         return self.turn.memory.lasting
 
     def get(self, resource: str) -> Known | None:
-        return self.turn.memory.get(resource)
+        return self.turn.get(self.place, resource)
 
     def learn(self, learned: Mapping[str, Known]) -> None:
         self.turn.learn(self.place, learned)
 
     def named(self, agent: str) -> Memory:
         return self.turn.memory.named(agent)
+
+
+def without_turn(memory: Memory | None) -> Memory | None:
+    """A memory without the turn that it is in."""
+    return without_turn(memory.turn.memory) if isinstance(memory, _Placed) else memory

@@ -58,6 +58,7 @@ class Turn:
         self._over = over
         self._mutex = threading.Lock()
         self.found: dict[str, str] = {}  # by resource: the version that the turn's first write of it has found
+        self.made: dict[str, str] = {}  # by resource: what the turn's last call has made of a version that it knew
 
     def __len__(self) -> int:
         return len(self._ended)

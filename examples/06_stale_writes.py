@@ -12,11 +12,13 @@ from typing import Any
 
 from agentguard import Guard, StaleWrite
 
+PLAN = {"title": "Plan", "ann": None, "bob": None}
+
 
 def two_agents(stale: str) -> tuple[dict[str, Any], list[str]]:
     """Ann and Bob read the plan, think, and each writes the whole of it; what is there in the end, and what was told."""
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "plan.json").write_text(json.dumps({"title": "Plan", "ann": None, "bob": None}))
+        Path(folder, "plan.json").write_text(json.dumps(PLAN))
         guard = Guard(root=folder, resources={"plan.json": {"stale": stale}})
         read = {}
         for name in ("ann", "bob"):

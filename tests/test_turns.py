@@ -64,7 +64,7 @@ class Model:
         self.declarations = [Declaration.of(**{kind: name}) for kind, name in calls]
         wants = [{guard.resources.resolve(name).id: kind != "reads"} for kind, name in calls]
         self.memory = TurnMemory(memory or guard.knowledge.of("run", "ann"))
-        self.turn = Turn(wants, exact=exact, over=self.memory.settle)
+        self.turn = Turn(wants, exact=exact)
         self.done: list[int] = []
 
     def one(self, place: int, body: Callable[[], Any] | None = None) -> Any:
@@ -262,6 +262,45 @@ def test_a_read_of_the_same_turn_does_not_make_a_write_current(guard: Guard) -> 
     with pytest.raises(StaleWrite):
         model.one(1)
     Model(guard, [("writes", "a.txt")]).one(0)  # by now it has seen it
+
+
+def test_updates_of_one_turn_move_what_was_known_along_one_after_the_other(guard: Guard) -> None:
+    file = guard.root / "a.txt"
+    file.write_text("v1")
+    with guard.identified(Identity("ann", "run")):
+        guard.read("a.txt")
+    model = Model(guard, UPDATES)
+
+    def add() -> None:
+        with path("a.txt").open("a") as out:
+            out.write("+")
+
+    for place in range(4):
+        model.one(place, add)
+    Model(guard, [("writes", "a.txt")]).one(0, lambda: path("a.txt").write_text("hers"))
+    model = Model(guard, UPDATES)
+    model.one(0, add)
+    file.write_text("somebody else's")
+    for place in range(1, 4):
+        model.one(place, add)
+    with pytest.raises(StaleWrite):
+        Model(guard, [("writes", "a.txt")]).one(0)
+
+
+def test_a_call_knows_what_calls_inside_of_it_have_read(guard: Guard) -> None:
+    (guard.root / "a.txt").write_text("v1")
+    with guard.identified(Identity("ann", "run")):
+        guard.read("a.txt")
+    (guard.root / "a.txt").write_text("v2")
+    model = Model(guard, [("updates", "db:x"), ("updates", "db:x")])
+
+    def inside() -> None:
+        guard.read("a.txt")
+        guard.write("a.txt", "v3")
+
+    with guard.identified(Identity("ann", "run", memory=model.memory.at(0))):
+        model.one(0, inside)
+    assert (guard.root / "a.txt").read_text() == "v3"
 
 
 # -- calls that never come ---

@@ -17,8 +17,17 @@ from crewai.tools.structured_tool import CrewStructuredTool
 from agentguard import AgentGuardError, ConfigError, Guard, JoinReport
 
 from . import registry
+from .caching import blind
 from .identity import Run
-from .tools import binding_of, configured_name, declaration_of, guard_found, guard_tool, release_tool
+from .tools import (
+    bind,
+    binding_of,
+    bound_alone,
+    configured_name,
+    declaration_of,
+    guard_found,
+    release_tool,
+)
 
 __all__ = ["adopt", "guard_crew", "guard_late", "install", "join", "join_reports", "run_of", "uninstall"]
 
@@ -61,6 +70,7 @@ def guard_crew(crew: C, guard: Guard) -> C:
         if known is not None and known is not guard:
             raise ConfigError(f"this crew is guarded already, by {known!r}: use one guard for it")
         guard_found(_tools(crew), guard)
+        _blind(crew)
         if known is None:
             object.__setattr__(crew, _MARK, guard)  # pydantic allows no such attribute, Python does
             _crews.append(weakref.ref(crew, _crews.remove))
@@ -84,7 +94,8 @@ def install(guard: Guard) -> None:
 
 
 def uninstall() -> None:
-    """Undo `install`: its tools are as they were; without a guarded crew no hook of ours is left in CrewAI either."""
+    """Undo `install`: its tools are as they were; without a guarded crew or tool no hook of ours is left in CrewAI
+    either."""
     global _installed
     with _mutex:
         _installed = None
@@ -92,7 +103,7 @@ def uninstall() -> None:
             tool = _by_install.pop()()
             if tool is not None:
                 release_tool(tool)
-        if not any(one() is not None for one in list(_crews)):
+        if not any(one() is not None for one in list(_crews)) and not bound_alone():
             registry.remove()
 
 
@@ -134,7 +145,7 @@ def guard_late(tool: Any, name: str, crew: Any) -> None:
                 return
             if marked is not None:
                 guard_found([original], guard)
-            elif binding_of(guard_tool(original, guard)) is not None:
+            elif binding_of(bind(original, guard)) is not None:
                 _by_install.append(weakref.ref(original, _by_install.remove))
         if isinstance(tool, CrewStructuredTool) and tool is not original and binding_of(original) is not None:
             tool.func = original._run  # the text path bound it before
@@ -148,6 +159,14 @@ def _own(tool: Any) -> bool:
 def _marked(crew: Any) -> Guard | None:
     found = crew.__dict__.get(_MARK) if isinstance(crew, Crew) else None
     return found if isinstance(found, Guard) else None
+
+
+def _blind(crew: Crew) -> None:
+    """Keep the results of guarded tools that are in a crew's cache, if any, from being served."""
+    bindings = [binding_of(tool) for tool in _tools(crew) if isinstance(tool, (BaseTool, CrewStructuredTool))]
+    handlers = [getattr(agent, "tools_handler", None) for agent in (*crew.agents, crew.manager_agent)]
+    for cache in (getattr(crew, "_cache_handler", None), *(getattr(handler, "cache", None) for handler in handlers)):
+        blind(cache, *bindings)
 
 
 def _tools(crew: Crew) -> Iterator[Any]:

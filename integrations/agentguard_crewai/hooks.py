@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -13,8 +14,11 @@ from crewai.hooks import HookAborted, InterceptionPoint
 from agentguard import AgentGuardError
 
 from . import crews, registry
+from .caching import blind, forget_last
+from .executors import Spot, spot_here
 from .identity import CALLER, STEP, Caller, Step
 from .refusals import aborting
+from .tools import binding_of, wants_of
 
 log = logging.getLogger("agentguard")
 
@@ -73,23 +77,43 @@ def execution_end(ctx: Any) -> None:
 
 
 def pre_tool_call(ctx: Any) -> None:
-    """Right before a tool call: see that the tool is guarded, and remember whose call it is."""
+    """Right before a tool call: see that the tool is guarded and will be run, and remember whose call it is."""
     CALLER.set(None)
     try:
         crews.guard_late(ctx.tool, ctx.tool_name, ctx.crew)
+        spot = spot_here()
+        if spot is not None and spot.turn is not None:
+            _guard_turn(spot, ctx)
+        binding = binding_of(getattr(ctx.tool, "_original_tool", None) or ctx.tool) if ctx.tool is not None else None
+        if binding is not None and binding.uncached:
+            forget_last(ctx.agent)
+            blind(getattr(getattr(ctx.agent, "tools_handler", None), "cache", None), binding)
     except Exception as error:  # our own code; the call must not go through unguarded
         if not isinstance(error, AgentGuardError):
             log.exception("a hook of agentguard failed")
         reason = f"{ctx.tool_name} was not called, because it cannot be guarded: {error}"
         CALLER.set(Caller(ctx.agent, blocked=reason))
         raise HookAborted(reason, "agentguard") from error
-    CALLER.set(Caller(ctx.agent))
+    CALLER.set(Caller(ctx.agent, spot))
+
+
+def _guard_turn(spot: Spot, ctx: Any) -> None:
+    """Guard what the other calls of the turn call: what they touch must be known before the first of them runs."""
+    assert spot.turn is not None
+    for tool in spot.turn.tools:
+        if tool is not None:
+            with contextlib.suppress(AgentGuardError):  # its own call will say so
+                crews.guard_late(tool, tool.name, ctx.crew)
 
 
 def post_tool_call(ctx: Any) -> str | None:
-    """Right after it: whoever calls a tool next in this context is somebody else."""
+    """Right after it, also when somebody has blocked it: later calls of its turn need not wait for it, and whoever
+    calls a tool next in this context is somebody else."""
     caller = CALLER.get()
     CALLER.set(None)
+    spot = spot_here()
+    if spot is not None and spot.turn is not None:
+        spot.turn.seats(wants_of, exact=True).end(spot.place)
     return caller.blocked if caller is not None else None
 
 

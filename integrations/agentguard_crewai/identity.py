@@ -7,11 +7,10 @@ back right after it.
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
+import dataclasses
 import hashlib
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +19,12 @@ from crewai.context import get_current_task_id
 from crewai.execution import get_execution_uuid
 
 from agentguard import Guard, Identity
+from agentguard.knowledge import without_turn
 
-__all__ = ["CALLER", "STEP", "Caller", "Run", "Step", "acting", "identity_of"]
+from .executors import Spot
+from .memory import Recall
+
+__all__ = ["CALLER", "STEP", "Caller", "Run", "Step", "identity_of"]
 
 log = logging.getLogger("agentguard")
 
@@ -51,9 +54,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Caller:
-    """The agent of the tool call that is just being made. `blocked`: what the model is told instead of a result."""
+    """The agent of the tool call that is just being made, and where it makes it. `blocked`: what the model is told
+    instead of a result."""
 
     agent: Any
+    spot: Spot | None = None
     blocked: str | None = None
 
 
@@ -61,39 +66,51 @@ STEP: contextvars.ContextVar[Step | None] = contextvars.ContextVar("agentguard_c
 CALLER: contextvars.ContextVar[Caller | None] = contextvars.ContextVar("agentguard_crewai_caller", default=None)
 
 
-@contextlib.contextmanager
-def acting(guard: Guard) -> Iterator[None]:
-    """Make the call inside as whoever makes it; without a trace of CrewAI, as the guard itself sees it."""
-    identity = identity_of(guard)
-    if identity is None:
-        yield
-        return
-    with guard.identified(identity):
-        yield
-
-
-def identity_of(guard: Guard) -> Identity | None:
+def identity_of(guard: Guard, spot: Spot | None) -> Identity | None:
     """The identity of a tool call made here and now; None when no agent of CrewAI makes it.
 
-    Inside a task of a crew that this guard looks after, the agent's own shard in that task. An agent without a crew
-    has no shard: nothing would join it.
+    `spot`: where the stack says it is made. Inside a task of a crew that this guard looks after, the identity has the
+    agent's own shard in that task. An agent without a crew has no shard: nothing would join it.
     """
     caller, step = CALLER.get(), STEP.get()
+    where = spot or (caller.spot if caller is not None else None)  # in another thread only the hook has seen it
+    agent = where.agent if where is not None else None
+    if agent is None and caller is not None:
+        agent = caller.agent
     if step is not None and step.run.guard is guard and get_current_task_id() == step.task_id:
-        agent = caller.agent if caller is not None and caller.agent is not None else step.agent
+        agent = agent if agent is not None else step.agent
         if step.run.ended:
             _warn_late(step.run, agent)
         place = _place(agent, step.crew)
-        return Identity(
+        identity = Identity(
             _name(agent, step.crew),
             step.run.id,
             step=f"task-{step.index:04d}",
             shard=f"{step.task_id}/{getattr(agent, 'id', '')}",
             order=(f"{step.index:06d}", f"{place:06d}"),
         )
-    if caller is None or caller.agent is None or guard.identity().shard is not None:
-        return None  # who called `guard.agent(...)` has said who acts, and joins
-    return Identity(_name(caller.agent, None), get_execution_uuid() or guard.run)
+    elif agent is not None and guard.identity().shard is None:
+        identity = Identity(_name(agent, None), get_execution_uuid() or guard.run)
+    elif spot is not None:  # who called `guard.agent(...)` has said who acts, and joins
+        identity, agent = guard.identity(), None
+    else:
+        return None
+    return _remembering(guard, identity, agent, where)
+
+
+def _remembering(guard: Guard, identity: Identity, agent: Any, where: Spot | None) -> Identity:
+    """The identity with what its agent knows: this very agent, whatever others of the same name do, in its
+    conversation, and without what other calls of the same turn learn."""
+    memory = without_turn(identity.memory)
+    conversation = where.conversation.number if where is not None else None
+    if memory is None:
+        name = f"{identity.agent}\0{getattr(agent, 'id', '')}" if agent is not None else identity.agent
+        memory = Recall(guard.knowledge, identity.run, name, conversation)
+    elif isinstance(memory, Recall):  # of a call around this one
+        memory = dataclasses.replace(memory, conversation=conversation)
+    if where is not None and where.turn is not None:
+        memory = where.turn.memory(memory, where.place)
+    return dataclasses.replace(identity, memory=memory)
 
 
 def _name(agent: Any, crew: Crew | None) -> str:

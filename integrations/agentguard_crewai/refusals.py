@@ -16,6 +16,7 @@ from crewai.hooks import HookAborted
 from crewai.tools.tool_failure import ToolFailure
 
 from agentguard import AgentGuardError, Deadlock, InDoubt, LockLost, LockTimeout, StaleWrite, UndeclaredWrite
+from agentguard.budget import fit, tokens
 
 __all__ = ["REPORTED", "aborting", "failure"]
 
@@ -23,18 +24,20 @@ REPORTED = (StaleWrite, LockTimeout, Deadlock, LockLost, UndeclaredWrite, InDoub
 
 # InDoubt is no refusal, its commit was decided; but raising it would let the text path run the body again.
 _FINAL = (UndeclaredWrite, InDoubt)
+_LONGEST = 300  # tokens
 _numbers = itertools.count(1)
 
 
 def failure(error: AgentGuardError) -> ToolFailure:
-    """The tool result for an error of `REPORTED`: at most some 300 tokens, and never twice the same text.
+    """The tool result for an error of `REPORTED`: at most 300 tokens to the model, and never twice the same text.
 
     CrewAI ends a run after five calls with one and the same result, and an agent that waits its turn politely would
     look just like one that is stuck; the number tells them apart.
     """
-    text = f"{error.for_model()}\n[refusal {next(_numbers)}, {time.strftime('%H:%M:%S')}]"
+    tail = f"\n[refusal {next(_numbers)}, {time.strftime('%H:%M:%S')}]"
+    room = _LONGEST - tokens(f"{tail} (code: {error.code}) …")  # which is what CrewAI adds
     return ToolFailure(
-        message=text,
+        message=fit(error.for_model(), room) + tail,
         code=error.code,
         retryable=not isinstance(error, _FINAL),
         details=error.facts(),

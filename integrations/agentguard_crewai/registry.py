@@ -10,7 +10,7 @@ from crewai.events import CrewKickoffStartedEvent, crewai_event_bus
 from crewai.hooks import InterceptionPoint, register_hook, unregister_hook
 from crewai.hooks.dispatch import get_global_hook_list
 
-__all__ = ["HOOKS", "ensure", "remove"]
+__all__ = ["HOOKS", "ensure", "in_place", "remove"]
 
 HOOKS: dict[InterceptionPoint, Callable[[Any], Any]] = {}  # one for each point; filled by `hooks`
 
@@ -35,6 +35,11 @@ def ensure(*, want: bool = False) -> None:
             for point, hook in HOOKS.items():
                 if _wanted and hook not in get_global_hook_list(point):
                     register_hook(point, hook)
+
+
+def in_place() -> bool:
+    """Whether the hooks will see the end of every tool call."""
+    return _wanted and all(hook in get_global_hook_list(point) for point, hook in HOOKS.items())
 
 
 def remove() -> None:

@@ -8,11 +8,15 @@ hooks or no hooks.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
 import inspect
+import json
+import logging
 import threading
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from crewai.tools import BaseTool
@@ -22,34 +26,34 @@ from crewai.utilities.string_utils import sanitize_tool_name
 
 from agentguard import ConfigError, Declaration, Guard
 from agentguard.declaration import Signature
+from agentguard.turns import Seat, Wants
 
 from . import registry
-from .identity import acting
+from .caching import never_cache
+from .executors import spot_here
+from .identity import identity_of
 from .refusals import REPORTED, failure
 
 __all__ = [
     "Binding",
+    "bind",
     "binding_of",
+    "bound_alone",
     "configured_name",
     "declaration_of",
     "guard_found",
     "guard_tool",
-    "never_cache",
     "release_tool",
+    "wants_of",
 ]
+
+log = logging.getLogger("agentguard")
 
 T = TypeVar("T", bound="BaseTool | CrewStructuredTool")
 
 _MARK = "__agentguard_binding__"
 _mutex = threading.RLock()
-
-
-def never_cache(_arguments: Any = None, _result: Any = None) -> bool:
-    """What guarded tools have as `cache_function`: a cached write is a lost one, and a cached read is an old one.
-
-    A function of the module, since CrewAI's checkpoints keep it by its dotted name.
-    """
-    return False
+_alone: list[weakref.ref[BaseTool | CrewStructuredTool]] = []  # guarded by `guard_tool`, whatever crew they work in
 
 
 class Binding:
@@ -66,7 +70,13 @@ class Binding:
         self.by_crew = False
         self.active = True
         self.cache_function: Any = None
+        self._schema = schema
         self._fields: Mapping[str, Any] = getattr(schema, "model_fields", {})
+
+    @property
+    def uncached(self) -> bool:
+        """Whether a result of this tool may be neither kept nor served: it touches something, or nobody knows."""
+        return bool(self.declaration) or self.declaration is None
 
     def check(self, fn: Callable[..., Any]) -> None:
         """Raise `ConfigError` for a template that names neither a parameter nor a field of the arguments' schema."""
@@ -110,8 +120,8 @@ class Binding:
                 arguments, invoke = prepare(args, kwargs)
                 inside = _INSIDE.set((self, facet))
                 try:
-                    with acting(self.guard):
-                        return await self.guard.acall(self.declaration, self.name, arguments, invoke)
+                    with self._acting() as seat:
+                        return await self.guard.acall(self.declaration, self.name, arguments, invoke, seat=seat)
                 except REPORTED as error:
                     return failure(error)
                 finally:
@@ -128,9 +138,13 @@ class Binding:
             arguments, invoke = prepare(args, kwargs)
             inside = _INSIDE.set((self, facet))
             try:
-                with acting(self.guard):
+                with self._acting() as seat:
                     return self.guard.call(
-                        self.declaration, self.name, arguments, lambda replaced: self._finished(invoke(replaced))
+                        self.declaration,
+                        self.name,
+                        arguments,
+                        lambda replaced: self._finished(invoke(replaced)),
+                        seat=seat,
                     )
             except REPORTED as error:
                 return failure(error)
@@ -139,6 +153,46 @@ class Binding:
 
         setattr(call, _MARK, self)
         return call
+
+    @contextlib.contextmanager
+    def _acting(self) -> Iterator[Seat | None]:
+        """Make the call inside as whoever makes it, without a trace of CrewAI as the guard itself sees it; gives the
+        call's place in the turn of a model that makes several at once."""
+        spot = spot_here()
+        identity = identity_of(self.guard, spot)
+        seat: Seat | None = None
+        if spot is not None and spot.turn is not None and binding_of(spot.turn.tools[spot.place]) is self:
+            turn = spot.turn.seats(wants_of, exact=registry.in_place())
+            for earlier in range(spot.place if spot.sequential else 0):
+                turn.end(earlier)
+            seat = turn.seat(spot.place)
+        try:
+            with self.guard.identified(identity) if identity is not None else contextlib.nullcontext():
+                yield seat
+        finally:
+            if seat is not None:
+                seat.turn.end(seat.place)
+
+    def wants(self, arguments: Any) -> Wants:
+        """What a call with these arguments, as a model gave them, will touch; empty when that cannot be told."""
+        try:
+            given = json.loads(arguments) if isinstance(arguments, str) else arguments
+            given = given or {}
+            declaration = self.declaration
+            if declaration is None:
+                return {f"tool:{self.name}": True} if self.guard.config.unknown_tools == "serialize" else {}
+            if declaration.fields:
+                if self._fields:
+                    given = self._schema.model_validate(given).model_dump()
+                given = self._completed(dict(given))
+            wants: dict[str, bool] = {}
+            for access in declaration.accesses(given, self.name):
+                resource = self.guard.resources.resolve(access.name, self.name).id
+                wants[resource] = wants.get(resource, False) or access.exclusive
+            return wants
+        except Exception:  # the user's validators, too: the call itself will meet whatever it is
+            log.debug("what %s will touch cannot be told before it is called", self.name, exc_info=True)
+            return {}
 
     def _completed(self, arguments: dict[str, Any]) -> dict[str, Any]:
         for name, field in self._fields.items():
@@ -178,6 +232,23 @@ def guard_tool(tool: T, guard: Guard) -> T:
     again with the same guard changes nothing. Raises `ConfigError` for a tool that another guard has, for a template
     that names no argument, and for what is no tool of CrewAI.
     """
+    bind(tool, guard)
+    original = getattr(tool, "_original_tool", None) or tool
+    if binding_of(original) is not None:
+        with _mutex:
+            _alone[:] = [one for one in _alone if one() not in (None, original)]
+            _alone.append(weakref.ref(original))
+        registry.ensure(want=True)
+    return tool
+
+
+def bound_alone() -> bool:
+    """Whether a tool is still there that `guard_tool` has guarded."""
+    return any(binding_of(tool) is not None for tool in (one() for one in list(_alone)) if tool is not None)
+
+
+def bind(tool: T, guard: Guard) -> T:
+    """`guard_tool`, for whoever sees to the hooks itself."""
     with _mutex:
         return _guard(tool, guard)
 
@@ -217,7 +288,7 @@ def _guard(tool: T, guard: Guard) -> T:
     else:
         binding.check(tool.func)
         tool.func = binding.guarded(tool.func)
-    if declaration or declaration is None:
+    if binding.uncached:
         binding.cache_function = tool.cache_function
         tool.cache_function = never_cache
     return tool
@@ -250,6 +321,12 @@ def binding_of(tool: Any) -> Binding | None:
     return None
 
 
+def wants_of(tool: Any, arguments: Any) -> Wants:
+    """What a call of a tool will touch; empty when it is not guarded, or when that cannot be told."""
+    binding = binding_of(tool) if tool is not None else None
+    return binding.wants(arguments) if binding is not None else {}
+
+
 def declaration_of(tool: Any, guard: Guard) -> Declaration | None:
     """What is declared for a tool: by the configuration, under either spelling of its name, else on its functions."""
     carriers = (getattr(tool, "func", None), getattr(type(tool), "_run", None), getattr(type(tool), "_arun", None))
@@ -268,7 +345,7 @@ def guard_found(tools: Any, guard: Guard) -> None:
     """Guard every tool among these that is one of CrewAI's, as part of a crew that is guarded as a whole."""
     for tool in tools:
         if isinstance(tool, (BaseTool, CrewStructuredTool)):
-            guard_tool(tool, guard)
+            bind(tool, guard)
             binding = binding_of(tool)
             if binding is not None:
                 binding.by_crew = True

@@ -199,13 +199,8 @@ def _seat(
         if entry is None:
             memory = TurnMemory(base) if base is not None and siblings is None else None
 
-            def over() -> None:
-                _turns.pop(key, None)
-                if memory is not None:
-                    memory.settle()
-
             wants = [_wants(guard, call) for call in calls]
-            turn = Turn(wants, exact=exact or siblings is not None, over=over)
+            turn = Turn(wants, exact=exact or siblings is not None, over=lambda: _turns.pop(key, None))
             if siblings is not None:
                 turn.found = _found_by(guard, configurable, calls)
             entry = _turns[key] = turn, memory, _kept(scope, key)

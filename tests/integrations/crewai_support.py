@@ -6,7 +6,7 @@ import itertools
 import json
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -32,9 +32,11 @@ __all__ = [
     "call",
     "hooks_in_place",
     "meeting",
+    "played",
     "react",
     "results",
     "task",
+    "told",
 ]
 
 # CrewAI reads fields that it has deprecated itself.
@@ -45,13 +47,13 @@ _numbers = itertools.count()
 Item = str | list[dict[str, Any]] | Callable[[list[dict[str, Any]]], Any]
 
 
-def call(name: str, **arguments: Any) -> dict[str, Any]:
+def call(name: str, /, **arguments: Any) -> dict[str, Any]:
     """One native tool call."""
     function = {"name": name, "arguments": json.dumps(arguments)}
     return {"id": f"call_{next(_numbers)}", "type": "function", "function": function}
 
 
-def react(name: str, **arguments: Any) -> str:
+def react(name: str, /, **arguments: Any) -> str:
     """One tool call by text."""
     return f"Thought: I need the tool\nAction: {name}\nAction Input: {json.dumps(arguments)}"
 
@@ -95,6 +97,28 @@ def agent(role: str, *items: Item, tools: Any = (), native: bool = True, **optio
     """An agent that does what the items say, one in each turn."""
     model = Script(model="scripted", items=list(items), native=native)
     return Agent(role=role, goal="g", backstory="b", llm=model, tools=list(tools), max_iter=len(items) + 5, **options)
+
+
+def played(script: Generator[Any, list[dict[str, Any]], None], turns: int = 60) -> list[Item]:
+    """The items of an agent whose script is told, at each `yield` of an answer, the messages that follow."""
+    begun = False
+
+    def turn(messages: list[dict[str, Any]]) -> Any:
+        nonlocal begun
+        try:
+            if begun:
+                return script.send(messages)
+            begun = True
+            return next(script)
+        except StopIteration:
+            return "done"
+
+    return [turn] * turns
+
+
+def told(messages: list[dict[str, Any]], last: int = 1) -> list[str]:
+    """What the last tool calls have answered."""
+    return [str(one["content"]) for one in messages if one["role"] == "tool"][-last:]
 
 
 def task(who: Agent, description: str = "t", **options: Any) -> Task:

@@ -386,7 +386,7 @@ def test_a_guarded_crew_is_saved_like_any_other(tmp_path: Path) -> None:
     before = json.loads(crew.model_dump_json())
     after = json.loads(guard_crew(crew, make_guard(tmp_path)).copy().model_dump_json())
     assert after.keys() == before.keys() and after["agents"][0].keys() == before["agents"][0].keys()
-    assert after["agents"][0]["tools"][0]["cache_function"] == "agentguard_crewai.tools.never_cache"
+    assert after["agents"][0]["tools"][0]["cache_function"] == "agentguard_crewai.caching.never_cache"
 
 
 @pytest.mark.parametrize("way", WAYS)

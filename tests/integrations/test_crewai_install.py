@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,8 @@ from pydantic import BaseModel
 
 pytest.importorskip("crewai_support")  # first: it imports crewai without its warnings
 from agentguard_crewai import crews as crews_module
-from agentguard_crewai import guard_crew, install, join_reports, registry, tool, uninstall
+from agentguard_crewai import guard_crew, guard_tool, install, join_reports, registry, tool, uninstall
+from agentguard_crewai import tools as tools_module
 from crewai.events import crewai_event_bus
 from crewai.hooks import clear_all_hooks
 from crewai_support import MARKS, BaseTool, Crew, agent, call, hooks_in_place, react, results, task
@@ -53,8 +55,9 @@ WRITER = {"file_writer_tool": {"writes": ["{directory}/{filename}"]}}
 
 @pytest.fixture(autouse=True)
 def apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Without the crews that other tests have guarded."""
+    """Without the crews and tools that other tests have guarded."""
     monkeypatch.setattr(crews_module, "_crews", [])
+    monkeypatch.setattr(tools_module, "_alone", [])
     yield
     uninstall()
 
@@ -185,6 +188,19 @@ def test_uninstall_keeps_what_guard_crew_needs(tmp_path: Path) -> None:
     uninstall()
     assert hooks_in_place()
     assert "_run" in crew.agents[0].tools[0].__dict__
+
+
+def test_uninstall_keeps_what_guard_tool_needs(tmp_path: Path) -> None:
+    guard = Guard(root=tmp_path, tools=WRITER)
+    writer = guard_tool(FileWriterTool(), guard)
+    install(guard)
+    uninstall()
+    assert hooks_in_place()
+    del writer
+    gc.collect()
+    install(guard)
+    uninstall()
+    assert not hooks_in_place()
 
 
 def test_two_installed_guards_are_an_error(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from pydantic import create_model
 
 pytest.importorskip("crewai_support")  # first: it imports crewai without its warnings
 from agentguard_crewai import _version, guard_tool, tool
+from agentguard_crewai.caching import never_cache
 from agentguard_crewai.refusals import failure
-from agentguard_crewai.tools import never_cache
 from crewai.tools.tool_failure import ToolFailure
 from crewai_support import MARKS, BaseTool, Tool, meeting
 
@@ -280,8 +280,8 @@ def test_overlapping_updates_are_lost_without_the_guard_only(guard: Guard, guard
 # -- refusals ---
 
 
-def test_a_refusal_is_returned_varies_and_runs_nothing(guard: Guard) -> None:
-    ran: list[str] = []
+def test_a_refusal_is_returned_varies_and_runs_nothing(tmp_path: Path) -> None:
+    guard, ran = Guard(root=tmp_path, timeout=0), list[str]()
 
     @tool(writes="log.txt")
     def write(text: str) -> str:
@@ -289,7 +289,6 @@ def test_a_refusal_is_returned_varies_and_runs_nothing(guard: Guard) -> None:
         ran.append(text)
         return "ok"
 
-    guard.timeout = 0
     guard_tool(write, guard)
     with guard.hold(updates="log.txt"):
         answers: list[Any] = []
