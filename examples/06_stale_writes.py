@@ -16,7 +16,7 @@ PLAN = {"title": "Plan", "ann": None, "bob": None}
 
 
 def two_agents(stale: str) -> tuple[dict[str, Any], list[str]]:
-    """Ann and Bob read the plan, think, and each writes the whole of it; what is there in the end, and what was told."""
+    """Ann and Bob read the plan, think, and each writes the whole of it: the plan in the end, and what was told."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "plan.json").write_text(json.dumps(PLAN))
         guard = Guard(root=folder, resources={"plan.json": {"stale": stale}})
