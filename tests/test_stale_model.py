@@ -141,7 +141,7 @@ def test_every_history_is_as_the_model_says() -> None:
 @pytest.mark.parametrize("what", ["check", "note", "end"])
 def test_the_model_tells_when_a_part_is_missing(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Freshness, what, lambda self, *_: None)
-    with pytest.raises((AssertionError, pytest.fail.Exception, StaleWrite)):
+    with pytest.raises((AssertionError, pytest.fail.Exception, StaleWrite, KeyError)):
         run(60, Phase.generate)
 
 
