@@ -27,6 +27,8 @@ from agentguard.merge import (
 CONTENTS = {
     "append": (b"a\n", b"a\nb\n", b"a\nc\n"),
     "binary": (b"\0", b"\1", b"\2"),
+    "csv": (b"id,x\n1,a\n", b"id,x\n1,b\n", b"id,x\n1,c\n"),
+    "csv:id": (b"id,x\n1,a\n", b"id,x\n1,b\n", b"id,x\n1,c\n"),
     "counter": (b"1", b"2", b"3"),
     "json": (b'{"a": 1}', b'{"a": 2}', b'{"a": 3}'),
     "list:id": (b"[]", b'[{"id": 1}]', b'[{"id": 2}]'),
@@ -41,7 +43,7 @@ CONTENTS = {
 
 
 def test_the_cases_here_cover_every_strategy() -> None:
-    assert {"list:KEY" if name == "list:id" else name for name in CONTENTS} | {"first", "last"} == set(strategies())
+    assert {name.replace(":id", ":KEY") for name in CONTENTS} | {"first", "last"} == set(strategies())
 
 
 @pytest.mark.parametrize("strategy", [*CONTENTS, "first", "last"])
@@ -99,7 +101,7 @@ def test_first_and_last() -> None:
         ("a.yaml", "yaml"),
         ("pyproject.toml", "toml"),
         ("a.png", "binary"),
-        ("a.csv", "binary"),
+        ("a.csv", "csv"),
         ("db:orders", "binary"),
         ("a.json/b", "binary"),
         (".json", "binary"),

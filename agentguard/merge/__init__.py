@@ -14,6 +14,7 @@ another changed it, a conflict. Sides come in the order that decides where order
     text        lines; additions at the end all kept        touching changes differ
     union       as text; additions kept anywhere            overlapping changes of base lines differ
     append      additions to a log; equal ones all kept     what was there was changed
+    csv         rows by their key column, cell by cell      one cell changed differently, delete against change
     binary      nothing                                     different contents
     first, last the first or last agent's version, silently never
 
@@ -62,6 +63,12 @@ def _json(base: bytes | None, sides: Mapping[str, bytes], options: Options) -> M
     return merge_document(Json(), base, sides, options)
 
 
+def _csv(base: bytes | None, sides: Mapping[str, bytes], options: Options, key: str | None = None) -> Merged:
+    from agentguard.merge.rows import csv
+
+    return csv(base, sides, options, key)
+
+
 def _yaml(base: bytes | None, sides: Mapping[str, bytes], options: Options) -> Merged:
     from agentguard.merge.yaml_format import Yaml
 
@@ -77,6 +84,7 @@ def _toml(base: bytes | None, sides: Mapping[str, bytes], options: Options) -> M
 _strategies: dict[str, Strategy] = {
     "append": _text.append,
     "binary": _text.binary,
+    "csv": _csv,
     "json": _json,
     "text": _text.text,
     "toml": _toml,
@@ -88,8 +96,8 @@ _PLAIN = Options()
 
 
 def strategies() -> tuple[str, ...]:
-    """The names that `merge` knows; `list:KEY` stands for any field name in place of KEY."""
-    return tuple(sorted({*_strategies, *_WINNERS, *PATH_STRATEGIES}))
+    """The names that `merge` knows; in `list:KEY` and `csv:KEY` any field or column name stands in place of KEY."""
+    return tuple(sorted({*_strategies, *_WINNERS, *PATH_STRATEGIES, "csv:KEY"}))
 
 
 def check_strategy(name: str) -> None:
@@ -138,6 +146,9 @@ def merge(strategy: str, base: bytes | None, sides: Mapping[str, bytes | None], 
     if len(written) < len(touched):
         gone = ", ".join(agent for agent in touched if agent not in written)
         return _text.whole(base, touched, options, f"deleted by {gone} and changed by others")
+    word, _, key = strategy.partition(":")
+    if word == "csv":
+        return _csv(base, written, options, key or None)
     if strategy not in _strategies:
         strategy, options = "json", replace(options, paths={**options.paths, "": strategy})
     return _strategies[strategy](base, written, options)

@@ -31,6 +31,7 @@ _REPEATING = frozenset({"append", "counter"})
 _SUFFIXES = {
     "json": "json geojson ipynb",
     "append": "jsonl ndjson log",
+    "csv": "csv tsv",
     "yaml": "yaml yml",
     "toml": "toml",
     "text": "md markdown rst txt text tex adoc org py pyi js jsx mjs cjs ts tsx css scss less html htm xml svg vue c h "
@@ -41,24 +42,24 @@ _BY_SUFFIX = {suffix: name for name, suffixes in _SUFFIXES.items() for suffix in
 
 
 def default_strategy(name: str) -> str:
-    """The strategy of a resource by the suffix of its name: json, append (`.jsonl`, `.ndjson`, `.log`), text, yaml or
-    toml; binary for everything else."""
+    """The strategy of a resource by the suffix of its name: json, append (`.jsonl`, `.ndjson`, `.log`), csv (and
+    `.tsv`), text, yaml or toml; binary for everything else."""
     return _BY_SUFFIX.get(PurePosixPath(name.replace("\\", "/")).suffix[1:].lower(), "binary")
 
 
 def check(name: str, known: Iterable[str], what: str) -> None:
-    """Raise ConfigError unless `name` is one of `known`, where `list:KEY` stands for any key."""
+    """Raise ConfigError unless `name` is one of `known`, where `list:KEY` and `csv:KEY` stand for any key."""
     names = sorted(set(known))
-    if name in names and name != "list:KEY":
+    if name in names and not name.endswith(":KEY"):
         return
     word, _, key = name.partition(":")
-    if word == "list" and "list:KEY" in names:
+    if f"{word}:KEY" in names:
         if key:
             return
         raise ConfigError(
-            f"{what} {name!r} needs the name of the field that identifies a record, as in 'list:id'",
+            f"{what} {name!r} needs the name of the field that identifies a record, as in '{word}:id'",
             value=name,
-            nearest="list:id",
+            nearest=f"{word}:id",
         )
     close = difflib.get_close_matches(name.lower(), [*names, "list"], 1, 0.5)
     nearest = (close[0] if close != ["list"] else "list:KEY") if close else None
