@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
+import sqlite3
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +28,18 @@ from agentguard.merge import (
     strategies,
 )
 
+
+def _database(name: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "x.db"
+        with contextlib.closing(sqlite3.connect(file)) as connection:
+            connection.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, name)")
+            connection.execute("INSERT INTO t VALUES (1, ?)", (name,))
+            connection.commit()
+        return file.read_bytes()
+
+
+DATABASES = (_database("a"), _database("b"), _database("c"))
 CONTENTS = {
     "append": (b"a\n", b"a\nb\n", b"a\nc\n"),
     "binary": (b"\0", b"\1", b"\2"),
@@ -35,6 +51,7 @@ CONTENTS = {
     "max": (b"1", b"2", b"3"),
     "min": (b"1", b"2", b"3"),
     "set": (b"[]", b"[1]", b"[2]"),
+    "sqlite": DATABASES,
     "text": (b"a\n", b"b\n", b"c\n"),
     "toml": (b"a = 1\n", b"a = 2\n", b"a = 3\n"),
     "union": (b"a\n", b"b\n", b"c\n"),

@@ -14,6 +14,7 @@ another changed it, a conflict. Sides come in the order that decides where order
     text        lines; additions at the end all kept        touching changes differ
     union       as text; additions kept anywhere            overlapping changes of base lines differ
     append      additions to a log; equal ones all kept     what was there was changed
+    sqlite      rows by primary key, cell by cell           one cell changed differently, delete against change
     csv         rows by their key column, cell by cell      one cell changed differently, delete against change
     binary      nothing                                     different contents
     first, last the first or last agent's version, silently never
@@ -69,6 +70,12 @@ def _csv(base: bytes | None, sides: Mapping[str, bytes], options: Options, key: 
     return csv(base, sides, options, key)
 
 
+def _sqlite(base: bytes | None, sides: Mapping[str, bytes], options: Options) -> Merged:
+    from agentguard.merge.database import sqlite
+
+    return sqlite(base, sides, options)
+
+
 def _yaml(base: bytes | None, sides: Mapping[str, bytes], options: Options) -> Merged:
     from agentguard.merge.yaml_format import Yaml
 
@@ -86,6 +93,7 @@ _strategies: dict[str, Strategy] = {
     "binary": _text.binary,
     "csv": _csv,
     "json": _json,
+    "sqlite": _sqlite,
     "text": _text.text,
     "toml": _toml,
     "union": _text.union,

@@ -32,6 +32,7 @@ _SUFFIXES = {
     "json": "json geojson ipynb",
     "append": "jsonl ndjson log",
     "csv": "csv tsv",
+    "sqlite": "sqlite sqlite3 db db3",
     "yaml": "yaml yml",
     "toml": "toml",
     "text": "md markdown rst txt text tex adoc org py pyi js jsx mjs cjs ts tsx css scss less html htm xml svg vue c h "
@@ -43,7 +44,7 @@ _BY_SUFFIX = {suffix: name for name, suffixes in _SUFFIXES.items() for suffix in
 
 def default_strategy(name: str) -> str:
     """The strategy of a resource by the suffix of its name: json, append (`.jsonl`, `.ndjson`, `.log`), csv (and
-    `.tsv`), text, yaml or toml; binary for everything else."""
+    `.tsv`), sqlite (and `.db`), text, yaml or toml; binary for everything else."""
     return _BY_SUFFIX.get(PurePosixPath(name.replace("\\", "/")).suffix[1:].lower(), "binary")
 
 
