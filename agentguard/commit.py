@@ -7,7 +7,7 @@ One file needs no record: flush it, rename it over the target, flush the folder.
    flushed; then the folders of the targets are.
 3. The record (`<id>.commit`), with the sha256 of every file, appears by one rename and is flushed. This is the commit
    point: before it everything is taken back, from then on everything is redone, by whoever comes next.
-4. Each file is renamed over its target, deletions are made, the folders are flushed, the marks are handed on.
+4. Each file is renamed over its target (a database is replaced by a transaction of SQLite's), deletions are made, the folders are flushed, the marks are handed on.
 5. The record is removed, then the latch.
 
 Callers hold exclusive locks on all targets, so that commits of one file never overlap; those of different files share
@@ -32,6 +32,7 @@ from .disk import atomic_write, snapshot
 from .exceptions import ConfigError, InDoubt
 from .latch import DRAFT, LOCK, RECORD, Latch
 from .records import Content, Doubt, Entry, Record, Step
+from .versions import DATABASES
 
 __all__ = ["UNFINISHED", "Delete", "Journal", "Pending", "Recovered", "Replace", "atomic_write", "snapshot"]
 
@@ -140,7 +141,7 @@ class Journal:
         if not plans:
             if marks and self._marks is not None:
                 self._marks(tuple(marks))
-        elif marks or len(plans) > 1 or not self._commit_one(plans[0], durable):
+        elif marks or len(plans) > 1 or _is_database(plans[0]) or not self._commit_one(plans[0], durable):
             self._commit_all(plans, durable, tuple(marks))
 
     def _commit_one(self, plan: _Plan, durable: bool) -> bool:
@@ -200,7 +201,7 @@ class Journal:
     ) -> Record:
         entries = []
         for plan in plans:
-            before = None if plan.status is None else _content(plan.target)
+            before = None if plan.status is None else _content(plan.target, _suffixed(plan.target))
             temp = sha256 = None
             if plan.source is not None:
                 bring = _Bring(plan.source, plan.target, latch)
@@ -227,7 +228,7 @@ class Journal:
     def _apply(self, record: Record, steps: Sequence[Step], durable: bool) -> None:
         for entry, step in zip(record.entries, steps, strict=True):
             if step is Step.REPLACE and entry.temp is not None:
-                os.replace(entry.temp, entry.target)
+                _put(entry.temp, entry.target)
             elif step is Step.DELETE:
                 disk.remove(entry.target)
         if durable:  # in a recovery some folder of a deleted file may be gone altogether
@@ -384,8 +385,10 @@ class Journal:
         steps: list[Step] = []
         try:
             for entry in record.entries:
-                prepared = _content(entry.temp) if entry.temp else None
-                step = records.decide(entry, prepared.sha256 if prepared else None, _content(entry.target))
+                database = _suffixed(entry.target)
+                prepared = _content(entry.temp, database) if entry.temp else None
+                found = _content(entry.target, database)
+                step = records.decide(entry, prepared.sha256 if prepared else None, found)
                 if isinstance(step, Doubt):
                     return [], step.text
                 steps.append(step)
@@ -473,7 +476,9 @@ def _finish(file: str, plan: _Plan, *, durable: bool, hashed: bool = False) -> s
     try:
         if plan.status is not None:
             disk.adopt(fd, plan.target, plan.status)
-        sha256 = disk.digest(fd) if hashed else None
+        sha256 = None
+        if hashed:
+            sha256 = _fingerprint(file) if _suffixed(plan.target) else disk.digest(fd)
         if durable:
             disk.flush(fd)
     finally:
@@ -481,9 +486,39 @@ def _finish(file: str, plan: _Plan, *, durable: bool, hashed: bool = False) -> s
     return sha256
 
 
-def _content(file: str) -> Content | None:
+def _put(temp: str, target: str) -> None:
+    """Give a target its prepared content: by a rename, or of a database that is there by a transaction."""
+    if _suffixed(target):
+        from .databases import is_database, restore
+
+        if is_database(temp) and is_database(target):
+            restore(temp, target)
+            os.unlink(temp)
+            return
+    os.replace(temp, target)
+
+
+def _is_database(plan: _Plan) -> bool:
+    """Whether others may have the target open, and would go on writing to a file that was renamed away."""
+    return plan.source is not None and plan.status is not None and _suffixed(plan.target)
+
+
+def _suffixed(target: str) -> bool:
+    return os.path.splitext(target)[1].lower() in DATABASES
+
+
+def _fingerprint(file: str) -> str | None:
+    from .databases import fingerprint
+
+    return fingerprint(file)
+
+
+def _content(file: str, database: bool = False) -> Content | None:
     if disk.regular(file) is None:
         return None
+    if database:
+        found = _fingerprint(file)
+        return Content(found, os.stat(file).st_mtime_ns) if found is not None else None
     fd = os.open(file, os.O_RDONLY | disk.NOFOLLOW | disk.FLAGS)
     try:
         return Content(disk.digest(fd), os.fstat(fd).st_mtime_ns)

@@ -24,7 +24,7 @@ from .locks import Claim, LockTable, Owner
 from .redirect import CURRENT
 from .resources import Resource
 from .shards import Shard, ordered
-from .versions import signature
+from .versions import DATABASES, signature
 
 if TYPE_CHECKING:
     from .guard import Guard
@@ -256,6 +256,10 @@ def _apply(strategy: str, options: Options, base: bytes | None, sides: Mapping[s
 def _read(file: Path | None) -> bytes | None:
     if file is None:
         return None
+    if file.suffix.lower() in DATABASES:
+        from .databases import content
+
+        return content(file)
     try:
         return file.read_bytes()
     except FileNotFoundError:

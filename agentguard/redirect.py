@@ -19,7 +19,7 @@ from .declaration import Access
 from .exceptions import UndeclaredWrite
 from .resources import FOLDER
 from .stale import touching
-from .versions import SQLITE, Signature, signature
+from .versions import DATABASES, Signature, signature
 
 if TYPE_CHECKING:
     from .call import Call
@@ -94,7 +94,7 @@ class Place:
     @property
     def in_place(self) -> bool:
         # SQLite commits by itself, and a copy of its main file alone would miss a write-ahead log.
-        return self.resource.directory or self.target.suffix.lower() in SQLITE
+        return self.resource.directory or self.target.suffix.lower() in DATABASES
 
     def rebase(self, base: bytes | None) -> None:
         """Have the body work on another content than the target's; see `rebased`."""

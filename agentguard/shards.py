@@ -26,6 +26,7 @@ from .exceptions import AgentGuardError
 from .home import Home, make_private
 from .knowledge import Memory
 from .resources import Resource
+from .versions import DATABASES
 
 __all__ = ["Entry", "Identity", "Shard", "Shards"]
 
@@ -170,7 +171,7 @@ class Shards:
             make_private(file.parent)
         for left in (base, ours):  # of a process that was killed between copying and recording
             left.unlink(missing_ok=True)
-        existed = snapshot(source, base)
+        existed = _snapshot(source, base)
         if existed:
             snapshot(base, ours)
         entry_id = secrets.token_hex(8)
@@ -302,6 +303,14 @@ class Shards:
             return self.load(reference)
         except AgentGuardError:
             return None
+
+
+def _snapshot(source: Path, target: Path) -> bool:
+    if source.suffix.lower() in DATABASES:
+        from .databases import copy  # it imports sqlite3
+
+        return copy(source, target)
+    return snapshot(source, target)
 
 
 def ordered(shards: Iterable[Shard]) -> list[Shard]:

@@ -7,26 +7,20 @@ log, whether or not the one has been written back into the other.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import stat
-import sys
-import tempfile
 import threading
 import time
 from collections import OrderedDict
 from pathlib import Path
 
-__all__ = ["ABSENT", "SQLITE", "Signature", "Versions", "hash_bytes", "signature"]
+__all__ = ["ABSENT", "DATABASES", "Signature", "Versions", "hash_bytes", "signature"]
 
 ABSENT = "absent"
 Signature = tuple[int, int, int, int]
 
-SQLITE = (".sqlite", ".sqlite3", ".db", ".db3")
-_SQLITE_MAGIC = b"SQLite format 3\0"
-# In its header, what changes without a change of the content: journal mode, counters, version of the library.
-_SQLITE_COUNTERS = ((18, 20), (24, 28), (40, 44), (92, 100))
+DATABASES = (".sqlite", ".sqlite3", ".db", ".db3")  # suffixes
 
 _RACY = 20_000_000  # ns: a file changed this recently may change again without a new time stamp
 
@@ -55,7 +49,7 @@ class Versions:
 
     def of(self, path: Path) -> str:
         """The version of a file: a hash, or `ABSENT`. Raises OSError when it cannot be read."""
-        log = f"{path}-wal" if path.suffix.lower() in SQLITE else None
+        log = f"{path}-wal" if path.suffix.lower() in DATABASES else None
         before = _signatures(path, log)
         if before[0] is None:
             return ABSENT
@@ -66,7 +60,7 @@ class Versions:
             return cached[1]
         started = time.time_ns()
         try:
-            version = _hash_file(path, sqlite=log is not None, logged=before[1] is not None and before[1][2] > 0)
+            version = _hash_file(path, sqlite=log is not None)
         except FileNotFoundError:
             return ABSENT
         latest = max(time for found in before if found is not None for time in found[:2])
@@ -83,41 +77,18 @@ def _signatures(path: Path, log: str | None) -> tuple[Signature | None, Signatur
     return signature(path), signature(Path(log)) if log is not None else None
 
 
-def _hash_file(path: Path, *, sqlite: bool, logged: bool) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def _hash_file(path: Path, *, sqlite: bool) -> str:
     with open(path, "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise IsADirectoryError(f"{path} is not a regular file")
-        chunk = file.read(1 << 20)
-        if sqlite and chunk.startswith(_SQLITE_MAGIC):
-            if logged:
-                return _hash_database(path)
-            chunk = _without_counters(chunk)
-        while chunk:
+        if sqlite:
+            from .databases import fingerprint  # it imports sqlite3
+
+            found = fingerprint(path, "blake2b")
+            if found is None:
+                raise FileNotFoundError(path)
+            return found
+        digest = hashlib.blake2b(digest_size=16)
+        while chunk := file.read(1 << 20):
             digest.update(chunk)
-            chunk = file.read(1 << 20)
     return digest.hexdigest()
-
-
-def _hash_database(path: Path) -> str:
-    """The version of a database part of which is in its write-ahead log: equal to that after it was written back."""
-    import sqlite3
-
-    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
-        try:
-            if sys.version_info >= (3, 11):
-                return hash_bytes(_without_counters(database.serialize()))
-            with tempfile.TemporaryDirectory() as folder:
-                copy = Path(folder) / "copy"
-                with contextlib.closing(sqlite3.connect(copy)) as other:
-                    database.backup(other)
-                return hash_bytes(_without_counters(copy.read_bytes()))
-        except sqlite3.Error as error:
-            raise OSError(f"it cannot be read as a database: {error}") from error
-
-
-def _without_counters(data: bytes) -> bytes:
-    changed = bytearray(data)
-    for start, end in _SQLITE_COUNTERS:
-        changed[start:end] = bytes(end - start)
-    return bytes(changed)

@@ -1,0 +1,186 @@
+"""SQLite files in shards, joins and commits: what readers see, whoever has them open, whatever is in the log."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentguard import Guard, MergeConflict, path
+from agentguard.commit import Journal, Replace
+from agentguard.databases import content, copy, fingerprint, restore
+from agentguard.exceptions import InDoubt
+
+
+@contextlib.contextmanager
+def opened(file: Path) -> Iterator[sqlite3.Connection]:
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as database:
+        yield database
+
+
+def run(file: Path, *statements: str) -> None:
+    with opened(file) as database:
+        for statement in statements:
+            database.execute(statement)
+
+
+def rows(file: Path) -> list[Any]:
+    with opened(file) as database:
+        return database.execute("SELECT * FROM t ORDER BY 1").fetchall()
+
+
+@pytest.fixture(params=["delete", "wal"])
+def file(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    made = tmp_path / "x.db"
+    run(made, f"PRAGMA journal_mode = {request.param}", "CREATE TABLE t (id INTEGER PRIMARY KEY, name)",
+        "INSERT INTO t VALUES (1, 'one'), (2, 'two')")  # fmt: skip
+    return made
+
+
+def test_a_copy_has_what_is_in_the_log(file: Path, tmp_path: Path) -> None:
+    before = fingerprint(file)
+    with opened(file) as keeper:
+        keeper.execute("INSERT INTO t VALUES (3, 'three')")
+        while_open = fingerprint(file)
+        assert copy(file, tmp_path / "copy.db")
+        assert rows(tmp_path / "copy.db")[-1] == (3, "three")
+    assert fingerprint(file) == while_open != before
+    assert not copy(tmp_path / "nothing.db", tmp_path / "other.db")
+    assert content(tmp_path / "nothing.db") is None
+
+
+def test_whoever_has_it_open_sees_what_was_put_there(file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "new.db"
+    copy(file, other)
+    run(other, "UPDATE t SET name = 'new' WHERE id = 1")
+    wanted = fingerprint(other)
+    with opened(file) as keeper:
+        keeper.execute("SELECT * FROM t").fetchall()
+        Journal(tmp_path / "journal", root=tmp_path).commit([Replace(file, other)])
+        assert keeper.execute("SELECT name FROM t").fetchall() == [("new",), ("two",)]
+        keeper.execute("INSERT INTO t VALUES (9, 'into the very file')")
+    assert rows(file)[-1] == (9, "into the very file")
+    assert not other.exists()
+    assert wanted is not None
+    assert not [one for one in tmp_path.iterdir() if ".agentguard-" in one.name]
+
+
+def test_a_database_that_somebody_is_writing_is_in_doubt_and_then_finished(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentguard.databases._BUSY", 0.05)
+    other = tmp_path / "new.db"
+    copy(file, other)
+    run(other, "UPDATE t SET name = 'new' WHERE id = 1")
+    journal = Journal(tmp_path / "journal", root=tmp_path)
+    with opened(file) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        with pytest.raises(InDoubt, match="locked"):
+            journal.commit([Replace(file, other)])
+        writer.execute("ROLLBACK")
+    (done,) = journal.recover()
+    assert done.doubt is None
+    assert rows(file)[0] == (1, "new")
+    assert journal.pending() == ()
+
+
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+from agentguard import commit, databases
+at, root = sys.argv[1], Path(sys.argv[2])
+real = databases.restore
+def restore(source, target):
+    if at == "before": os.kill(os.getpid(), signal.SIGKILL)
+    real(source, target)
+    if at == "after": os.kill(os.getpid(), signal.SIGKILL)
+databases.restore = restore
+journal = commit.Journal(root / "journal", root=root)
+journal.commit([commit.Replace(root / "x.db", root / "new.db"), commit.Replace(root / "a.txt", root / "new.txt")])
+"""
+
+
+@pytest.mark.parametrize("at", ["before", "after"])
+def test_a_commit_that_was_killed_is_finished_with_its_other_files(file: Path, tmp_path: Path, at: str) -> None:
+    copy(file, tmp_path / "new.db")
+    run(tmp_path / "new.db", "UPDATE t SET name = 'new' WHERE id = 1")
+    (tmp_path / "a.txt").write_text("old")
+    (tmp_path / "new.txt").write_text("new")
+    done = subprocess.run([sys.executable, "-c", PROGRAM, at, str(tmp_path)], timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    (recovered,) = Journal(tmp_path / "journal", root=tmp_path).recover()
+    assert recovered.doubt is None
+    assert rows(file)[0] == (1, "new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_shards_of_a_database_are_isolated_and_joined_by_rows(file: Path) -> None:
+    root = file.parent
+    guard = Guard(root=root, resources={"x.db": {"mode": "shard"}})
+
+    def add(number: int, mode: str) -> None:
+        with opened(path("x.db")) as mine:
+            mine.execute(f"PRAGMA journal_mode = {mode}")
+            mine.execute("INSERT INTO t VALUES (?, ?)", (number, f"from {number}"))
+            mine.execute("UPDATE t SET name = ? WHERE id = ?", (f"changed by {number}", number - 9))
+
+    with opened(file) as keeper:
+        for number, mode in ((10, "wal"), (11, "delete")):
+            with guard.agent(f"agent {number}"):
+                guard.wrap(add, updates="x.db")(number, mode)
+        assert len(rows(file)) == 2  # nobody sees it before the join
+        report = guard.join()
+        assert keeper.execute("SELECT count(*) FROM t").fetchone() == (4,)
+    assert rows(file) == [(1, "changed by 10"), (2, "changed by 11"), (10, "from 10"), (11, "from 11")]
+    (one,) = report.resources
+    assert (one.strategy, one.shards, dict(one.changes)) == ("sqlite", 2, {"agent 10": 2, "agent 11": 2})
+    assert guard.join().resources == ()
+    assert not list((root / ".agentguard" / "shards").glob("*/*"))
+
+
+def test_a_conflict_keeps_every_shard(file: Path) -> None:
+    guard = Guard(root=file.parent, resources={"x.db": {"mode": "shard"}})
+    for name in ("ann", "bob"):
+        with guard.agent(name):
+            guard.wrap(
+                lambda name=name: run(path("x.db"), f"UPDATE t SET name = '{name}' WHERE id = 1"), updates="x.db"
+            )()
+    with pytest.raises(MergeConflict, match="/t/1/name") as caught:
+        guard.join()
+    assert rows(file)[0] == (1, "one")
+    assert caught.value.conflicts[0].sides == {"ann": "ann", "bob": "bob"}
+
+
+def test_agents_that_make_the_database(tmp_path: Path) -> None:
+    guard = Guard(root=tmp_path, resources={"new.db": {"mode": "shard"}})
+    for number in (1, 2):
+        with guard.agent(str(number)):
+            guard.wrap(
+                lambda number=number: run(
+                    path("new.db"),
+                    "CREATE TABLE t (id INTEGER PRIMARY KEY, name)",
+                    f"INSERT INTO t VALUES ({number}, 'x')",
+                ),
+                updates="new.db",
+            )()
+    guard.join()
+    assert rows(tmp_path / "new.db") == [(1, "x"), (2, "x")]
+    assert os.stat(tmp_path / "new.db").st_size
+
+
+def test_restoring_twice_is_restoring_once(file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "new.db"
+    copy(file, other)
+    run(other, "DELETE FROM t")
+    for _ in range(2):
+        restore(str(other), str(file))
+        assert rows(file) == []
+        assert fingerprint(file) == fingerprint(other)
