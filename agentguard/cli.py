@@ -1,7 +1,8 @@
-"""The command line: `agentguard demo | status | recover`.
+"""The command line: `agentguard demo | merge | status | recover`.
 
-Exit codes: 0 all is well; 1 a guarded run of the demo lost something; 2 a mistake in what was asked for, or a commit in
-doubt. Frameworks, tables and the configuration are imported by the commands that need them, so that `--help` is quick.
+Exit codes: 0 all is well; 1 a guarded run of the demo lost something, or a merge has conflicts; 2 a mistake in what was
+asked for, or a commit in doubt. Frameworks, tables and the configuration are imported by the commands that need them,
+so that `--help` is quick.
 """
 
 from __future__ import annotations
@@ -93,6 +94,41 @@ def demo(
     from . import demo_cli
 
     raise typer.Exit(demo_cli.show(framework, agents, rounds, asynchronous, keep, as_json))
+
+
+@app.command()
+def merge(
+    sides: Annotated[list[Path], typer.Argument(metavar="A1 A2 ...", help="The versions, in the order that decides.")],
+    base: Annotated[Path, typer.Option(metavar="FILE", help="What all of them began with; it need not exist.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the result goes; it may be one of the versions.")],
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What the file is called; its suffix chooses the strategy.")
+    ] = None,
+    strategy: Annotated[str | None, typer.Option(metavar="STRATEGY", help="Instead of the one by the suffix.")] = None,
+    path: Annotated[
+        list[str] | None, typer.Option(metavar="PLACE=STRATEGY", help="A strategy for a place, as /total=counter.")
+    ] = None,
+    config: _ConfigFile = None,
+) -> None:
+    """Merge versions of a file: JSON, YAML, TOML, CSV, SQLite, logs, text.
+
+    Conflicts are listed on standard error, and the base stays at those places: the result can be read in its format at
+    all times. Exits with 1 when there are any, with 2 when a version cannot be read; then nothing is written.
+
+    As a merge driver of git: `git config merge.agentguard.driver "agentguard merge --base %O --out %A --name %P %A %B"`
+    and, in .gitattributes, `*.json merge=agentguard`.
+    """
+    from .config import find_config, load_config
+    from .merge_cli import merge_files, path_rules
+
+    rules = load_config(config) if config is not None or find_config() is not None else None
+    try:
+        merged = merge_files(base, out, sides, name=name, strategy=strategy, paths=path_rules(path or ()), config=rules)
+    except OSError as error:
+        raise ConfigError(f"{error.filename or out}: {error.strerror or error}") from error
+    for conflict in merged.conflicts:
+        typer.echo(f"conflict: {conflict}", err=True)
+    raise typer.Exit(1 if merged.conflicts else 0)
 
 
 @app.command()

@@ -7,7 +7,8 @@ One file needs no record: flush it, rename it over the target, flush the folder.
    flushed; then the folders of the targets are.
 3. The record (`<id>.commit`), with the sha256 of every file, appears by one rename and is flushed. This is the commit
    point: before it everything is taken back, from then on everything is redone, by whoever comes next.
-4. Each file is renamed over its target (a database is replaced by a transaction of SQLite's), deletions are made, the folders are flushed, the marks are handed on.
+4. Each file is renamed over its target (an SQLite database that is there is replaced by a transaction of its own),
+   deletions are made, the folders are flushed, the marks are handed on.
 5. The record is removed, then the latch.
 
 Callers hold exclusive locks on all targets, so that commits of one file never overlap; those of different files share

@@ -88,8 +88,9 @@ def copy(source: Path, target: Path) -> bool:
 
 
 def restore(source: str, target: str) -> None:
-    """Give `target`, which is there, the content of `source`, in one transaction of SQLite: those who have it open see
-    it before or after. May be done any number of times. Raises OSError."""
+    """Give `target`, which is there, the content of `source` (a database in one file that nobody uses), in one
+    transaction of SQLite: those who have it open see it before or after. May be done any number of times. Raises
+    OSError."""
     deadline = time.monotonic() + _BUSY
 
     def patience(status: int, remaining: int, total: int) -> None:
@@ -97,7 +98,11 @@ def restore(source: str, target: str) -> None:
             raise sqlite3.OperationalError("somebody has had it locked for too long")
 
     try:
-        with contextlib.closing(_open(source, "ro")) as origin, contextlib.closing(_open(target, "rw")) as database:
+        # Nobody else has the source, and it is one file: so no log is made for it.
+        with (
+            contextlib.closing(_open(source, "ro&immutable=1")) as origin,
+            contextlib.closing(_open(target, "rw")) as database,
+        ):
             database.execute("PRAGMA synchronous = FULL")
             origin.backup(database, progress=patience, sleep=0.01)
     except sqlite3.Error as error:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .exceptions import ConfigError
+from .merge import check_installed
 from .redirect import path
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "apply",
     "count",
     "kind_of",
+    "missing",
     "seed",
     "settings",
 ]
@@ -46,17 +49,20 @@ class Kind:
     name: str
     title: str
     file: str  # under the root
-    resource: str  # what a tool declares as `updates`
-    shardable: bool
+
+    @property
+    def resource(self) -> str:
+        """What a tool declares as `updates`."""
+        return self.file
 
 
 _ALL = {
     kind.name: kind
     for kind in (
-        Kind("json", "JSON store", "findings.json", "findings.json", True),
-        Kind("log", "JSONL log", "events.jsonl", "events.jsonl", True),
-        Kind("report", "Markdown report", "report.md", "report.md", True),
-        Kind("rows", "SQLite row", "board.sqlite3", "db:board/findings", False),
+        Kind("json", "JSON store", "findings.json"),
+        Kind("log", "JSONL log", "events.jsonl"),
+        Kind("report", "Markdown report", "report.md"),
+        Kind("rows", "SQLite row", "board.sqlite3"),
     )
 }
 KINDS = tuple(_ALL)
@@ -75,15 +81,27 @@ def kind_of(name: str) -> Kind:
     return _ALL[name]
 
 
+def missing(kind: str) -> str | None:
+    """Why a kind cannot be sharded here, and how to get what it needs; None when it can."""
+    if kind == "rows":
+        try:
+            check_installed("sqlite")
+        except ConfigError as error:
+            return error.message
+    return None
+
+
 def settings(mode: str) -> dict[str, Any]:
     """What `Guard(root=folder, **settings(mode))` needs for the four kinds in "serialize" or "shard" mode."""
     if mode not in MODES[1:]:
         raise ValueError(f"the guard has no mode {mode!r}; there are {', '.join(MODES[1:])}")
+    rows = "serialize" if missing("rows") else mode
     return {
         "resources": {
             "findings.json": {"mode": mode, "paths": {"/total": "counter"}},
             "events.jsonl": {"mode": mode},
             "report.md": {"mode": mode, "merge": "union"},
+            "board.sqlite3": {"mode": rows, "paths": {"/findings": "append", "/counters/*/value": "counter"}},
         }
     }
 
@@ -151,16 +169,15 @@ def _update_report(agent: str, n: int, folder: Path) -> Generator[None, None, st
 
 
 def _update_rows(agent: str, n: int, folder: Path) -> Generator[None, None, str]:
-    with contextlib.closing(_open(folder)) as board:
-        state = _row(board)
+    file = path(folder / "board.sqlite3")
+    with contextlib.closing(_open(file)) as board:
+        total, last = _counted(board)
     yield
-    state["findings"].append(_mark(agent, n))
-    state["total"] += 1
-    with contextlib.closing(_open(folder)) as board:
-        # Two statements, as tools that keep a counter and a JSON column usually have it.
-        board.execute("UPDATE counters SET value = ? WHERE name = 'findings'", (state["total"],))
-        board.execute("UPDATE board SET body = ? WHERE name = 'findings'", (json.dumps(state["findings"]),))
-    return f"the row holds {state['total']} findings now"
+    with contextlib.closing(_open(file)) as board:
+        # Two statements, as tools that keep a counter beside their rows usually have it.
+        board.execute("REPLACE INTO findings VALUES (?, ?, ?, ?)", (last + 1, *_mark(agent, n).values()))
+        board.execute("UPDATE counters SET value = ? WHERE name = 'findings'", (total + 1,))
+    return f"the board has {total + 1} findings now"
 
 
 _UPDATES: dict[str, Callable[[str, int, Path], Generator[None, None, str]]] = {
@@ -193,8 +210,8 @@ def _loaded(text: str) -> dict[str, Any]:
     return dict(found)
 
 
-def _open(folder: Path) -> sqlite3.Connection:
-    board = sqlite3.connect(folder / "board.sqlite3", timeout=30, isolation_level=None)
+def _open(file: Path) -> sqlite3.Connection:
+    board = sqlite3.connect(file, timeout=30, isolation_level=None)
     try:
         board.execute("PRAGMA synchronous = OFF")  # a demo need not survive a power cut
     except sqlite3.Error:
@@ -203,10 +220,11 @@ def _open(folder: Path) -> sqlite3.Connection:
     return board
 
 
-def _row(board: sqlite3.Connection) -> dict[str, Any]:
+def _counted(board: sqlite3.Connection) -> tuple[int, int]:
+    """What the counter says, and the largest key of a finding."""
     (total,) = board.execute("SELECT value FROM counters WHERE name = 'findings'").fetchone()
-    (body,) = board.execute("SELECT body FROM board WHERE name = 'findings'").fetchone()
-    return {"total": total, "findings": json.loads(body)}
+    (last,) = board.execute("SELECT coalesce(max(id), 0) FROM findings").fetchone()
+    return total, last
 
 
 # -- before and after ------------------------------------------------------------------------------------------------
@@ -222,11 +240,11 @@ def seed(kind: str, folder: Path) -> None:
     elif kind == "report":
         file.write_text(_REPORT, encoding="utf-8")
     else:
-        with contextlib.closing(_open(folder)) as board:
+        with contextlib.closing(_open(file)) as board:
             board.executescript(
                 "CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);"
-                "CREATE TABLE board (name TEXT PRIMARY KEY, body TEXT NOT NULL);"
-                "INSERT INTO counters VALUES ('findings', 0); INSERT INTO board VALUES ('findings', '[]');"
+                "CREATE TABLE findings (id INTEGER PRIMARY KEY, agent TEXT, n INTEGER, text TEXT);"
+                "INSERT INTO counters VALUES ('findings', 0);"
             )
 
 
@@ -293,10 +311,10 @@ def _read_report(folder: Path) -> _Found:
 
 def _read_rows(folder: Path) -> _Found:
     try:
-        with contextlib.closing(_open(folder)) as board:
-            state = _row(board)
-        return _marks(state["findings"]), int(state["total"]), 0
-    except (ValueError, KeyError, TypeError, sqlite3.DatabaseError):
+        with contextlib.closing(_open(folder / "board.sqlite3")) as board:
+            total, _ = _counted(board)
+            return [(str(agent), int(n)) for agent, n in board.execute("SELECT agent, n FROM findings")], int(total), 0
+    except (ValueError, TypeError, sqlite3.DatabaseError):
         return [], None, 1
 
 

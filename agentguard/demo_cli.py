@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from .demo_runs import FRAMEWORKS, Plan, Result, execute, load, plans, summary
+from .demo_runs import FRAMEWORKS, Plan, Result, execute, left_out, load, plans, summary
 from .exceptions import ConfigError
 
 __all__ = ["show"]
@@ -63,6 +63,8 @@ def show(framework: str, agents: int, rounds: int, asynchronous: bool, keep: Pat
             ):
                 results.append(result)
                 progress.update(task, completed=len(results) * agents * rounds)
+        if results:
+            missing = [*missing, *left_out()]
         if as_json:
             _print_json(results, missing, agents, rounds, keep)
         elif not results:

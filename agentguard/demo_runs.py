@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .demo import KINDS, MODES, Kind, Outcome, count, kind_of, seed
+from .demo import KINDS, MODES, Kind, Outcome, count, kind_of, missing, seed
 from .exceptions import AgentGuardError, ConfigError
 
-__all__ = ["FRAMEWORKS", "Framework", "Plan", "Result", "execute", "load", "plans", "summary"]
+__all__ = ["FRAMEWORKS", "Framework", "Plan", "Result", "execute", "left_out", "load", "plans", "summary"]
 
 FRAMEWORKS = {"langgraph": "LangGraph", "crewai": "CrewAI"}
 
@@ -31,8 +31,6 @@ _QUIET = {
     "LANGCHAIN_TRACING_V2": "false",
     "LANGSMITH_TRACING": "false",
 }
-
-NO_SHARDS = "serialized (no row shards yet)"
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,6 @@ class Plan:
     @property
     def mode_title(self) -> str:
         """What the table calls the mode."""
-        if self.mode == "serialize" and not self.kind.shardable:
-            return NO_SHARDS
         return {"off": "no guard", "serialize": "serialized", "shard": "sharded"}[self.mode]
 
 
@@ -101,7 +97,7 @@ def load(names: Iterable[str], scratch: Path, *, loading: Callable[[str], None])
     """
     os.environ.update(_QUIET, CREWAI_STORAGE_DIR=str(scratch))
     found: list[Framework] = []
-    missing: list[str] = []
+    absent: list[str] = []
     for name in names:
         loading(FRAMEWORKS[name])
         try:
@@ -109,10 +105,10 @@ def load(names: Iterable[str], scratch: Path, *, loading: Callable[[str], None])
         except ImportError as error:
             if (error.name or "").startswith("agentguard"):
                 raise  # ours is broken, not theirs missing
-            missing.append(_missing(name, error))
+            absent.append(_missing(name, error))
         else:
             found.append(Framework(name, module.run))
-    return found, missing
+    return found, absent
 
 
 def _missing(name: str, error: ImportError) -> str:
@@ -130,8 +126,13 @@ def plans(frameworks: Iterable[Framework]) -> list[Plan]:
         for framework in frameworks
         for kind in map(kind_of, KINDS)
         for mode in MODES
-        if mode != "shard" or kind.shardable
+        if mode != "shard" or missing(kind.name) is None
     ]
+
+
+def left_out() -> list[str]:
+    """The kinds that cannot be sharded here, each with what to do about it."""
+    return [f"{kind_of(kind).title}, sharded: {why}" for kind in KINDS if (why := missing(kind)) is not None]
 
 
 def execute(

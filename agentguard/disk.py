@@ -236,17 +236,21 @@ def _adopt_attributes(fd: int, target: str) -> None:
 def copy_content(source: int, target: int) -> None:
     """Copy all bytes between two open files, both at their start: a reflink, else in the kernel, else by hand."""
     status = os.fstat(source)
-    if status.st_size >= SMALL and sys.platform == "linux":
-        if _clone(source, target):
-            return
-        if not _on_tmpfs(status.st_dev):  # where copying in the kernel is slower than by hand
-            _copy_ranges(source, target)
+    if status.st_size >= SMALL and _clone(source, target):
+        return
+    copy_rest(source, target, status.st_size)
+
+
+def copy_rest(source: int, target: int, size: int) -> None:
+    """Copy what follows the positions of two open files, about `size` bytes: in the kernel, else by hand."""
+    if size >= SMALL and sys.platform == "linux" and not _on_tmpfs(os.fstat(source).st_dev):
+        _copy_ranges(source, target)  # on tmpfs it is slower than by hand
     while chunk := os.read(source, CHUNK):  # whatever is left, from where the kernel stopped
         write_all(target, chunk)
 
 
 def _clone(source: int, target: int) -> bool:
-    if fcntl is None:
+    if fcntl is None or sys.platform != "linux":
         return False
     try:
         fcntl.ioctl(target, FICLONE, source)

@@ -32,7 +32,7 @@ from .outline import Batch, Outline, outline
 from .redirect import CURRENT, GUARD, OPEN_GUARDS, Place
 from .resources import Resource, Resources, plan
 from .shards import Identity, Shards
-from .versions import Versions
+from .versions import DATABASES, Versions
 
 if TYPE_CHECKING:
     from .config import Config, ResourceConfig
@@ -69,6 +69,7 @@ class Guard:
         if config is not None and settings:
             raise ConfigError(f"give either config= or settings ({', '.join(settings)}), not both")
         self.config: Config = config if config is not None else make_config(root, **settings)
+        _check_merges(self.config)
         self.resources = Resources(self.config.root)
         self.root: Path = self.resources.root
         self.home: Home = home_at(self.root)
@@ -606,6 +607,15 @@ _NOTHING = Declaration()
 
 def _in_thread(body: Callable[[Mapping[str, Any]], T], replaced: Mapping[str, Any]) -> Awaitable[T]:
     return flow.threaded(functools.partial(body, replaced))
+
+
+def _check_merges(config: Config) -> None:
+    """Raise `ConfigError` now, and not at the first join, for a merge whose library is not installed."""
+    for name, options in config.resources.items():
+        if options.mode == "shard" and (options.merge or Path(name).suffix.lower() in DATABASES):
+            from .merge import check_installed, default_strategy
+
+            check_installed(options.merge or default_strategy(name))
 
 
 def _tool_declaration(tool: Any) -> Declaration:

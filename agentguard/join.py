@@ -9,9 +9,10 @@ twice at the same time applies each shard once.
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +22,10 @@ from .conflicts import park
 from .exceptions import MergeConflict
 from .flow import Do, Flow, locked
 from .locks import Claim, LockTable, Owner
+from .logfiles import LARGE, Concatenated, concatenate, size
 from .redirect import CURRENT
 from .resources import Resource
-from .shards import Shard, ordered
+from .shards import Entry, Shard, ordered
 from .versions import DATABASES, signature
 
 if TYPE_CHECKING:
@@ -111,11 +113,7 @@ def fold(
     def combine(base: bytes | None, found: Sequence[Side], extra: Mapping[str, bytes | None]) -> bytes | None:
         values = dict(extra)
         for side in found:
-            label, number = side.agent, 1
-            while label in values:
-                number += 1
-                label = f"{side.agent} ({number})"
-            values[label] = collapse(side)
+            values[_label(side.agent, values)] = collapse(side)
         merged = merge_(base, values)
         conflicts.extend(merged.conflicts)
         for agent, count in merged.changes.items():
@@ -136,6 +134,15 @@ def fold(
     for base, found in sorted(groups.items(), key=lambda group: min(side.forked for side in group[1])):
         current = combine(base, found, {} if current == base else {CURRENT_SIDE: current})
     return current, conflicts, changes
+
+
+def _label(agent: str, taken: Container[str]) -> str:
+    """A name for one more side, since an agent may have several."""
+    label, number = agent, 1
+    while label in taken:
+        number += 1
+        label = f"{agent} ({number})"
+    return label
 
 
 def joining(guard: Guard, run: str, references: Sequence[str] | None, timeout: float) -> Flow[JoinReport]:
@@ -195,8 +202,18 @@ def _merge(
         strategy = options.merge or default_strategy(resource.name)
         resolve = guard.resolver(options.on_conflict)
 
-        made = Options(resource.name, options.paths, resolve)
         assert resource.path is not None
+        staged = folder / str(number)
+        log = _concatenate(strategy, resource.path, fresh, staged, durable=bool(options.durable))
+        if log is not None:
+            if log.size != size(resource.path):  # it begins with what is there
+                changes.append(Replace(resource.path, staged))
+            marks += [entry.id for _, entry in fresh]
+            counts = {agent: count for agent, count in log.changes.items() if agent != CURRENT_SIDE}
+            spent = time.monotonic() - at
+            reports.append(ResourceReport(resource.name, strategy, len(fresh), counts, (), log.size, spent))
+            continue
+        made = Options(resource.name, options.paths, resolve)
         current = _read(resource.path)
         sides = [
             Side(entry.id, shard.identity.agent, _read(entry.base), _read(entry.ours), entry.forked, entry.inherited)
@@ -212,7 +229,6 @@ def _merge(
         if content is None and current is not None:
             changes.append(Delete(resource.path))
         elif content is not None and content != current:
-            staged = folder / str(number)
             staged.write_bytes(content)
             changes.append(Replace(resource.path, staged))
         marks += [entry.id for _, entry in fresh]
@@ -245,6 +261,32 @@ def _merge(
         for report in reports:
             guard.emit_merged(run, report)
     return reports
+
+
+def _concatenate(
+    strategy: str, file: Path, fresh: Sequence[tuple[Shard, Entry]], staged: Path, *, durable: bool
+) -> Concatenated | None:
+    """`fold` for a big log, in constant memory, into a staged file; None where only `fold` can tell what comes out."""
+    bases = [entry.base for _, entry in fresh]
+    present = [base for base in bases if base is not None]
+    if strategy != "append" or file.suffix.lower() in DATABASES or len(present) not in (0, len(fresh)):
+        return None
+    if any(entry.inherited is not None for _, entry in fresh):
+        return None
+    sides: dict[str, Path] = {}
+    if present or os.path.lexists(file):
+        sides[CURRENT_SIDE] = file
+    for shard, entry in fresh:
+        sides[_label(shard.identity.agent, sides)] = entry.ours
+    total = 0
+    for one in (*present, *sides.values()):
+        length = size(one)
+        if length is None:  # deleted, or no file any more
+            return None
+        total += length
+    if total <= LARGE:
+        return None
+    return concatenate(present[0] if present else None, sides, staged, copies=present[1:], durable=durable)
 
 
 def _apply(strategy: str, options: Options, base: bytes | None, sides: Mapping[str, bytes | None]) -> Merged:

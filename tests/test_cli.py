@@ -66,7 +66,7 @@ def test_help_imports_no_framework_and_nothing_slow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program, "--help"], capture_output=True, text=True, check=True)
     text, _, loaded = done.stdout.partition("loaded:")
-    assert {"demo", "status", "recover"} <= set(text.split())
+    assert {"demo", "merge", "status", "recover"} <= set(text.split())
     assert not {"langgraph", "langchain_core", "crewai", "pydantic", "rich", "tomlkit"} & set(loaded.split())
 
 
@@ -77,7 +77,7 @@ def test_version(agentguard: Callable[..., Printed]) -> None:
     assert "langgraph" in shown.out and "crewai" in shown.out
 
 
-@pytest.mark.parametrize("command", ["demo", "status", "recover"])
+@pytest.mark.parametrize("command", ["demo", "merge", "status", "recover"])
 def test_every_command_has_a_help(agentguard: Callable[..., Printed], command: str) -> None:
     shown = agentguard(command, "--help")
     assert shown.code == 0
@@ -107,10 +107,9 @@ def test_demo_prints_one_table_and_what_is_missing(agentguard: Callable[..., Pri
     assert shown.words.count("LangGraph JSON store no guard 6") == 1
     for text in ("JSONL log no guard 6", "Markdown report no guard 6", "SQLite row no guard 6"):
         assert text in shown.words
-    assert shown.words.count("sharded 6 6 0 0") == 3
-    assert shown.words.count("serialized 6 6 0 0") == 3
-    assert "serialized (no row shards yet) 6 6 0 0" in shown.words
-    assert re.search(r"Without the guard [1-9]\d* of 24 updates were lost.* With it: none of 42\.", shown.words)
+    assert shown.words.count("sharded 6 6 0 0") == 4
+    assert shown.words.count("serialized 6 6 0 0") == 4
+    assert re.search(r"Without the guard [1-9]\d* of 24 updates were lost.* With it: none of 48\.", shown.words)
     assert "CrewAI" in shown.out and "pip install 'agentguard[crewai]'" in shown.out
     assert shown.err == ""
 
@@ -122,8 +121,8 @@ def test_demo_as_json_is_nothing_but_json(agentguard: Callable[..., Printed], tm
     report = json.loads(shown.out)
     assert report["ok"] is True
     assert report["unguarded_lost"] > 0
-    assert (report["guarded_updates"], report["guarded_lost"], report["guarded_torn"]) == (28, 0, 0)
-    assert len(report["runs"]) == 11
+    assert (report["guarded_updates"], report["guarded_lost"], report["guarded_torn"]) == (32, 0, 0)
+    assert len(report["runs"]) == 12
     assert {one["state"] for one in report["runs"]} == set(demo.KINDS)
     assert "agentguard[crewai]" in report["missing"][0]
     kept = Path(report["runs"][1]["folder"])
@@ -141,7 +140,7 @@ def test_demo_fails_when_a_guarded_run_loses(
     monkeypatch.setattr(demo_runs, "importlib", types.SimpleNamespace(import_module=lambda _: module))
     shown = agentguard("demo", "--framework", "crewai", "--agents", 2, "--rounds", 1)
     assert shown.code == 1
-    assert "With it: 7 of 14 lost, 0 torn. That is a bug in AgentGuard" in shown.words
+    assert "With it: 8 of 16 lost, 0 torn. That is a bug in AgentGuard" in shown.words
 
 
 def test_demo_fails_and_tells_when_a_guarded_run_raises(
@@ -225,7 +224,7 @@ def test_the_demo_of_a_real_framework(framework: str) -> None:
     report = json.loads(done.stdout)
     assert report["unguarded_lost"] > 0
     assert (report["guarded_lost"], report["guarded_torn"]) == (0, 0)
-    assert len(report["runs"]) == 11
+    assert len(report["runs"]) == 12
 
 
 # -- status and recover ----------------------------------------------------------------------------------------------

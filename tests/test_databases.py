@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from agentguard import Guard, MergeConflict, path
+from agentguard import ConfigError, Guard, MergeConflict, path
 from agentguard.commit import Journal, Replace
 from agentguard.databases import content, copy, fingerprint, restore
 from agentguard.exceptions import InDoubt
@@ -184,3 +184,10 @@ def test_restoring_twice_is_restoring_once(file: Path, tmp_path: Path) -> None:
         restore(str(other), str(file))
         assert rows(file) == []
         assert fingerprint(file) == fingerprint(other)
+
+
+def test_a_missing_library_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentguard.merge.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'agentguard\[sqlite\]'"):
+        Guard(root=tmp_path, resources={"x.db": {"mode": "shard"}})
+    Guard(root=tmp_path, resources={"x.db": {"mode": "serialize"}, "x.json": {"mode": "shard"}})

@@ -16,7 +16,7 @@ from demo_support import run
 from agentguard import Guard, demo
 from agentguard.demo import KINDS, MODES, Gate, agent_names, count, kind_of, seed, settings
 
-RUNS = [(kind, mode) for kind in KINDS for mode in MODES if mode != "shard" or kind_of(kind).shardable]
+RUNS = [(kind, mode) for kind in KINDS for mode in MODES]
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["threads", "asyncio"])

@@ -17,7 +17,10 @@ from hypothesis import strategies as st
 from agentguard.exceptions import MergeConflict
 from agentguard.merge import MISSING, Merged, Options, default_strategy, merge
 
-SCHEMA = "CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT, n INTEGER); CREATE TABLE u (a, b, x, PRIMARY KEY (a, b)) WITHOUT ROWID;"
+SCHEMA = (
+    "CREATE TABLE t (id INTEGER PRIMARY KEY, name TEXT, n INTEGER);"
+    "CREATE TABLE u (a, b, x, PRIMARY KEY (a, b)) WITHOUT ROWID;"
+)
 ROWS = "INSERT INTO t VALUES (1, 'ann', 10), (2, 'bob', 20), (3, 'eve', 30); INSERT INTO u VALUES ('k', 1, 'x');"
 
 
@@ -56,12 +59,18 @@ def test_the_default_goes_by_suffix() -> None:
 @pytest.mark.parametrize(
     ("scripts", "expected"),
     [
-        (["UPDATE t SET n = 11 WHERE id = 1", "UPDATE t SET name = 'Ann' WHERE id = 1"], [(1, "Ann", 11), (2, "bob", 20), (3, "eve", 30)]),
-        (["DELETE FROM t WHERE id = 2", "UPDATE t SET n = 31 WHERE id = 3"], [(1, "ann", 10), (3, "eve", 31)]),
-        (["INSERT INTO t VALUES (4, 'x', 1)", "INSERT INTO t VALUES (5, 'y', 2)"], [(1, "ann", 10), (2, "bob", 20), (3, "eve", 30), (4, "x", 1), (5, "y", 2)]),
-        (["INSERT INTO t VALUES (4, 'x', 1)", "INSERT INTO t VALUES (4, 'x', 1)"], [(1, "ann", 10), (2, "bob", 20), (3, "eve", 30), (4, "x", 1)]),
-        (["UPDATE t SET id = 9 WHERE id = 1", "UPDATE t SET n = 21 WHERE id = 2"], [(2, "bob", 21), (3, "eve", 30), (9, "ann", 10)]),
-        (["DELETE FROM t WHERE id = 2", "DELETE FROM t WHERE id = 2", "UPDATE t SET n = 0 WHERE id = 1"], [(1, "ann", 0), (3, "eve", 30)]),
+        (["UPDATE t SET n = 11 WHERE id = 1", "UPDATE t SET name = 'Ann' WHERE id = 1"],
+         [(1, "Ann", 11), (2, "bob", 20), (3, "eve", 30)]),
+        (["DELETE FROM t WHERE id = 2", "UPDATE t SET n = 31 WHERE id = 3"],
+         [(1, "ann", 10), (3, "eve", 31)]),
+        (["INSERT INTO t VALUES (4, 'x', 1)", "INSERT INTO t VALUES (5, 'y', 2)"],
+         [(1, "ann", 10), (2, "bob", 20), (3, "eve", 30), (4, "x", 1), (5, "y", 2)]),
+        (["INSERT INTO t VALUES (4, 'x', 1)", "INSERT INTO t VALUES (4, 'x', 1)"],
+         [(1, "ann", 10), (2, "bob", 20), (3, "eve", 30), (4, "x", 1)]),
+        (["UPDATE t SET id = 9 WHERE id = 1", "UPDATE t SET n = 21 WHERE id = 2"],
+         [(2, "bob", 21), (3, "eve", 30), (9, "ann", 10)]),
+        (["DELETE FROM t WHERE id = 2", "DELETE FROM t WHERE id = 2", "UPDATE t SET n = 0 WHERE id = 1"],
+         [(1, "ann", 0), (3, "eve", 30)]),
     ],
 )  # fmt: skip
 def test_clean_merges(scripts: list[str], expected: list[Any]) -> None:
@@ -107,7 +116,9 @@ def test_a_resolver_decides() -> None:
 def test_cells_may_have_strategies_of_their_own() -> None:
     paths = {"/t/*/n": "counter", "/t/*/name": "last"}
     outcome = merged(
-        "UPDATE t SET n = n + 1, name = 'x'", "UPDATE t SET n = n + 5, name = 'y'", "UPDATE t SET n = n - 2 WHERE id = 3",
+        "UPDATE t SET n = n + 1, name = 'x'",
+        "UPDATE t SET n = n + 5, name = 'y'",
+        "UPDATE t SET n = n - 2 WHERE id = 3",
         paths=paths,
     )  # fmt: skip
     assert not outcome.conflicts
@@ -128,7 +139,8 @@ def test_rows_that_several_agents_added_under_one_key_may_get_new_ones() -> None
 
 def test_one_agent_may_change_the_schema() -> None:
     outcome = merged(
-        "ALTER TABLE u ADD COLUMN y; CREATE TABLE v (id INTEGER PRIMARY KEY); INSERT INTO v VALUES (7); UPDATE t SET n = 0 WHERE id = 3",
+        "ALTER TABLE u ADD COLUMN y; CREATE TABLE v (id INTEGER PRIMARY KEY); INSERT INTO v VALUES (7);"
+        "UPDATE t SET n = 0 WHERE id = 3",
         "UPDATE t SET n = 11 WHERE id = 1; INSERT INTO t VALUES (4, 'x', 1)",
     )
     assert not outcome.conflicts
@@ -168,13 +180,15 @@ def test_constraints_between_agents_rows() -> None:
     (conflict,) = merged("INSERT INTO t VALUES (3, 'x', 0)", "INSERT INTO t VALUES (4, 'x', 0)", base=base).conflicts
     assert "constraint" in conflict.reason
     swap = merged(
-        "UPDATE t SET name = 'tmp' WHERE id = 1; UPDATE t SET name = 'a' WHERE id = 2; UPDATE t SET name = 'b' WHERE id = 1",
+        "UPDATE t SET name = 'tmp' WHERE id = 1; UPDATE t SET name = 'a' WHERE id = 2;"
+        "UPDATE t SET name = 'b' WHERE id = 1",
         "UPDATE t SET n = 1 WHERE id = 2", base=base,
     )  # fmt: skip
     assert not swap.conflicts
     assert rows(swap.value) == [(1, "b", 0), (2, "a", 1)]
     family = database(
-        "CREATE TABLE p (id INTEGER PRIMARY KEY); CREATE TABLE c (id INTEGER PRIMARY KEY, p REFERENCES p); INSERT INTO p VALUES (1), (2)"
+        "CREATE TABLE p (id INTEGER PRIMARY KEY); CREATE TABLE c (id INTEGER PRIMARY KEY, p REFERENCES p);"
+        "INSERT INTO p VALUES (1), (2)"
     )
     (conflict,) = merged("DELETE FROM p WHERE id = 1", "INSERT INTO c VALUES (1, 1)", base=family).conflicts
     assert "foreign key" in conflict.reason

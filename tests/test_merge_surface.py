@@ -42,6 +42,7 @@ def _database(name: str) -> bytes:
 DATABASES = (_database("a"), _database("b"), _database("c"))
 CONTENTS = {
     "append": (b"a\n", b"a\nb\n", b"a\nc\n"),
+    "append:id": (b'{"id": 1}\n', b'{"id": 1}\n{"id": 2}\n', b'{"id": 1}\n{"id": 3}\n'),
     "binary": (b"\0", b"\1", b"\2"),
     "csv": (b"id,x\n1,a\n", b"id,x\n1,b\n", b"id,x\n1,c\n"),
     "csv:id": (b"id,x\n1,a\n", b"id,x\n1,b\n", b"id,x\n1,c\n"),
@@ -151,6 +152,12 @@ def test_an_unknown_name_is_refused_with_the_nearest_one(name: str, nearest: str
         merge(name, b"", {})
     with pytest.raises(ConfigError):
         merge("json", b"", {}, Options(paths={"/a": name}))
+
+
+def test_a_key_is_needed_where_the_name_ends_in_a_colon() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_strategy("append:")
+    assert caught.value.nearest == "append:id"
 
 
 def test_what_is_known_is_accepted() -> None:

@@ -129,6 +129,8 @@ def test_markers_in_the_content_are_only_content() -> None:
         (b"x\r\n", [b"x\r\na", b"x\r\nb"], b"x\r\na\r\nb"),
         (None, [b"a\n", b"b\n"], b"a\nb\n"),
         (b"x\n", [b"x\n\na\n", b"x\n\nb\n"], b"x\n\na\n\nb\n"),
+        (b"xx"[:1], [b"xx", b"xy"], b"xx\ny"),  # an addition that equals the base is not the base
+        (None, [b"x", b""], b"x"),
     ],
 )
 def test_append(base: bytes | None, sides: list[bytes], result: bytes) -> None:

@@ -46,7 +46,7 @@ def test_the_configuration_block_loads(tmp_path: Path) -> None:
 
 def test_the_commands_exist() -> None:
     text = "\n".join(body for language, _, body in BLOCKS if language == "console") + README.read_text()
-    for command in sorted(set(re.findall(r"agentguard (demo|status|recover)\b", text))):
+    for command in sorted(set(re.findall(r"agentguard (demo|merge|status|recover)\b", text))):
         subprocess.run([sys.executable, "-m", "agentguard", command, "--help"], check=True, capture_output=True)
 
 
@@ -57,7 +57,7 @@ def test_the_output_that_is_shown_is_the_demo_s() -> None:
         command, capture_output=True, text=True, timeout=100, check=True, env={**os.environ, "COLUMNS": "110"}
     )
     assert shown.split()[:30] == done.stdout.split()[:30]
-    for words in ("no guard", "serialized", "sharded", "serialized (no row shards yet)"):
+    for words in ("no guard", "serialized", "sharded", "SQLite row"):
         assert words in shown
         assert words in done.stdout
-    assert "With it: none of 140." in done.stdout
+    assert "With it: none of 160." in done.stdout

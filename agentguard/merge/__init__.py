@@ -5,8 +5,9 @@
     merged.conflicts    # every place that could not be settled
     merged.changes      # how much each agent changed
 
-For every strategy: nobody changed it, the base; one agent changed it, that version as it is; one deleted it and
-another changed it, a conflict. Sides come in the order that decides where order matters (additions at one place).
+For every strategy: nobody changed it, the base; one agent changed it, that version as it is (only `append:KEY` looks at
+it); one deleted it and another changed it, a conflict. Sides come in the order that decides where order matters
+(additions at one place).
 
     strategy    merges                                      conflict when
     json        keys, list elements, values, see `paths`    one leaf changed differently, delete against change
@@ -14,6 +15,7 @@ another changed it, a conflict. Sides come in the order that decides where order
     text        lines; additions at the end all kept        touching changes differ
     union       as text; additions kept anywhere            overlapping changes of base lines differ
     append      additions to a log; equal ones all kept     what was there was changed
+    append:KEY  the same, each record once, by its KEY      as append; one KEY, different records
     sqlite      rows by primary key, cell by cell           one cell changed differently, delete against change
     csv         rows by their key column, cell by cell      one cell changed differently, delete against change
     binary      nothing                                     different contents
@@ -28,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 
 from agentguard.exceptions import ConfigError
 from agentguard.merge import rules
@@ -46,6 +49,7 @@ __all__ = [
     "Options",
     "Resolver",
     "Strategy",
+    "check_installed",
     "check_path",
     "check_path_strategy",
     "check_strategy",
@@ -64,6 +68,12 @@ def _json(base: bytes | None, sides: Mapping[str, bytes], options: Options) -> M
     return merge_document(Json(), base, sides, options)
 
 
+def _append_once(base: bytes | None, sides: Mapping[str, bytes], options: Options, key: str) -> Merged:
+    from agentguard.merge.once import append_once
+
+    return append_once(base, sides, options, key)
+
+
 def _csv(base: bytes | None, sides: Mapping[str, bytes], options: Options, key: str | None = None) -> Merged:
     from agentguard.merge.rows import csv
 
@@ -71,6 +81,7 @@ def _csv(base: bytes | None, sides: Mapping[str, bytes], options: Options, key: 
 
 
 def _sqlite(base: bytes | None, sides: Mapping[str, bytes], options: Options) -> Merged:
+    check_installed("sqlite")
     from agentguard.merge.database import sqlite
 
     return sqlite(base, sides, options)
@@ -104,13 +115,22 @@ _PLAIN = Options()
 
 
 def strategies() -> tuple[str, ...]:
-    """The names that `merge` knows; in `list:KEY` and `csv:KEY` any field or column name stands in place of KEY."""
-    return tuple(sorted({*_strategies, *_WINNERS, *PATH_STRATEGIES, "csv:KEY"}))
+    """The names that `merge` knows; in `append:KEY`, `csv:KEY` and `list:KEY`, KEY is any field or column."""
+    return tuple(sorted({*_strategies, *_WINNERS, *PATH_STRATEGIES, "append:KEY", "csv:KEY"}))
 
 
 def check_strategy(name: str) -> None:
     """Raise ConfigError, with the nearest valid word as `nearest`, unless `merge` knows the strategy `name`."""
     rules.check(name, strategies(), "merge strategy")
+
+
+def check_installed(strategy: str) -> None:
+    """Raise ConfigError, with the command that installs it, if a strategy needs a library that is not there."""
+    if strategy == "sqlite" and find_spec("apsw") is None:
+        raise ConfigError(
+            "merging SQLite databases needs apsw, which is not installed: pip install 'agentguard[sqlite]'",
+            value=strategy,
+        )
 
 
 def register(name: str, function: Strategy) -> None:
@@ -157,6 +177,8 @@ def merge(strategy: str, base: bytes | None, sides: Mapping[str, bytes | None], 
     word, _, key = strategy.partition(":")
     if word == "csv":
         return _csv(base, written, options, key or None)
+    if word == "append" and key:
+        return _append_once(base, written, options, key)
     if strategy not in _strategies:
         strategy, options = "json", replace(options, paths={**options.paths, "": strategy})
     return _strategies[strategy](base, written, options)

@@ -11,18 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import apsw
+
 from agentguard.exceptions import ConfigError, MergeConflict
 from agentguard.merge.leaves import LEAVES
 from agentguard.merge.rules import Rules, pointer
 from agentguard.merge.text import whole
 from agentguard.merge.values import MISSING, Clash, Conflict, Merged, Options, settle
-
-try:
-    import apsw
-except ImportError as error:
-    raise ConfigError(
-        "merging SQLite databases needs apsw, which is not installed: pip install 'agentguard[sqlite]'"
-    ) from error
 
 _MAGIC = b"SQLite format 3\0"
 _VERSIONS = slice(18, 20)  # of the format: 2 for a write-ahead log, which a database in memory cannot have
@@ -265,7 +260,7 @@ class _Merge:
         for name in sorted({name for side in self.found.values() for name in side.replaced}):
             writers = [agent for agent, side in self.found.items() if name in side.replaced]
             if len({self.sides[agent] for agent in writers}) > 1:
-                rows = {agent: f"a version of the table {name}" for agent in writers}
+                rows = dict.fromkeys(writers, f"a version of the table {name}")
                 reason = "a table without a primary key, whose rows cannot be told apart, was changed by several agents"
                 self._settle((name,), "the table of the base", rows, reason)
             elif writers[0] not in changed[:1]:

@@ -10,7 +10,6 @@ import csv as stdlib_csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import gt
 from typing import Any
 
 from agentguard.exceptions import ConfigError, MergeConflict
@@ -41,7 +40,7 @@ class _Sheet:
     closed: bool
     mark: bytes
     raw_header: bytes
-    keys: dict[bytes, str] = field(default_factory=dict)  # of the records that were looked at
+    keys: dict[bytes, str] = field(default_factory=dict)  # of the records that are not the base's; of the base, of all
 
     @classmethod
     def of(cls, data: bytes, delimiter: str | None) -> _Sheet:
@@ -57,6 +56,10 @@ class _Sheet:
 
     def key(self, record: bytes, column: int) -> str:
         """The cell of the key column."""
+        if column == 0 and b'"' not in record:
+            found, delimiter, _ = record.partition(self.delimiter.encode())
+            if found or delimiter:
+                return found.decode("utf-8", "surrogateescape")
         if b'"' in record:
             cells = _cells(record, self.delimiter)
         else:
@@ -182,21 +185,34 @@ def _key_column(old: _Sheet, versions: Mapping[str, _Sheet], key: str | None) ->
 
 def _index(old: _Sheet, everyone: Mapping[str, _Sheet], name: str) -> None:
     """Fill `keys` of every version. Raises `_NoKey` where two rows have one key."""
-    known: dict[bytes, str] = {}
+
+    def twice(who: str, key: str) -> _NoKey:
+        return _NoKey(f"in what {who} has, two rows have the {name} {key!r}")
+
+    column = old.header.index(name)
+    old.keys = {record: old.key(record, column) for record in old.records}
+    by_key = {key: record for record, key in old.keys.items()}
     for who, sheet in everyone.items():
-        column = sheet.header.index(name)
-        same = column == old.header.index(name)
-        keys = {}
-        for record in sheet.records:
-            found = known.get(record) if same else None
-            keys[record] = found if found is not None else sheet.key(record, column)
+        present = set(sheet.records)
+        if len(present) < len(sheet.records):
+            seen: set[bytes] = set()
+            again = next(one for one in sheet.records if one in seen or seen.add(one))  # type: ignore[func-returns-value]
+            raise twice(who, sheet.key(again, sheet.header.index(name)))
         if sheet is old:
-            known = keys
-        sheet.keys = keys
-        if len(keys) < len(sheet.records) or len(set(keys.values())) < len(keys):
-            seen: set[str] = set()
-            twice = next(key for key in map(keys.__getitem__, sheet.records) if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise _NoKey(f"in what {who} has, two rows have the {name} {twice!r}")
+            if len(by_key) < len(old.records):
+                keys: set[str] = set()
+                raise twice(who, next(key for key in old.keys.values() if key in keys or keys.add(key)))  # type: ignore[func-returns-value]
+            continue
+        same = sheet.header == old.header
+        at = sheet.header.index(name)
+        sheet.keys = {}
+        known: set[str] = set()
+        for record in sheet.records if not same else present.difference(old.keys):
+            key = sheet.key(record, at)
+            if key in known or (same and by_key.get(key) in present):
+                raise twice(who, key)
+            known.add(key)
+            sheet.keys[record] = key
 
 
 class _Merge:
@@ -221,31 +237,42 @@ class _Merge:
 
     def run(self) -> Merged:
         before = {key: record for record, key in self.old.keys.items()}
-        known = set(self.old.records)
         edits: dict[str, dict[str, bytes | None]] = {}  # by key: what each agent made of the row
         changes = dict.fromkeys(self.versions, 0)
         for agent, sheet in self.versions.items():
             if sheet.header == self.old.header:
-                new = {sheet.keys[record]: record for record in sheet.records if record not in known}
-                gone = known.difference(sheet.records)
+                gone = self.old.keys.keys() - set(sheet.records)
                 mine: dict[str, bytes | None] = dict.fromkeys(self.old.keys[record] for record in gone)
-                mine.update(new)
+                mine.update((key, record) for record, key in sheet.keys.items())
             else:
                 mine = self._edits_under_another_header(sheet, before)
             changes[agent] = max(1, len(mine))
             for key, record in mine.items():
                 edits.setdefault(key, {})[agent] = record
+        place = {record: number for number, record in enumerate(self.old.records)}
+        ordered = self._order(before, place)
         rows: dict[str, bytes | None] = {key: self._row(key, before.get(key), made) for key, made in edits.items()}
-        order = self._order(before)
-        out: list[bytes] = []
-        for key in order:
-            record = rows[key] if key in rows else before[key]
-            if record is not None:
-                out.append(record if self.same or key in rows else self._recut(self.old, record))
+        if ordered is None:  # every row is where it was, and none is new
+            out: list[bytes] = list(self.old.records)
+            for key, row in rows.items():
+                if row is not None:
+                    out[place[before[key]]] = row
+            if None in rows.values():
+                gone_keys = {before[key] for key, row in rows.items() if row is None and key in before}
+                out = [record for record in out if record not in gone_keys]
+            if not self.same:
+                out = [self._recut(self.old, r) if r in place and self.old.keys[r] not in rows else r for r in out]
+        else:
+            out = []
+            for key in ordered:
+                record = rows[key] if key in rows else before[key]
+                if record is not None:
+                    out.append(record if self.same or key in rows else self._recut(self.old, record))
         return Merged(self._file(out), tuple(self.conflicts), changes)
 
     def _edits_under_another_header(self, sheet: _Sheet, before: Mapping[str, bytes]) -> dict[str, bytes | None]:
-        mine: dict[str, bytes | None] = {key: None for key in before if key not in set(sheet.keys.values())}
+        there = set(sheet.keys.values())
+        mine: dict[str, bytes | None] = {key: None for key in before if key not in there}
         for record, key in sheet.keys.items():
             old = self.old.row(before[key]) if key in before else None
             new = sheet.row(record)
@@ -312,39 +339,45 @@ class _Merge:
             Conflict(self.options.resource, pointer(path), base, dict(sides), reason), self.options, self.conflicts
         )
 
-    def _order(self, before: Mapping[str, bytes]) -> Sequence[str]:
-        """Every key of any version, in the order of the result."""
-        spines: dict[tuple[str, ...], list[str]] = {}
-        place = {key: number for number, key in enumerate(before)}
-        inserted: dict[str | None, dict[str, None]] = {}
+    def _order(self, before: Mapping[str, bytes], place: Mapping[bytes, int]) -> Sequence[str] | None:
+        """Every key of any version, in the order of the result; None for the base's, with no other key."""
+        spines: dict[tuple[int, ...], str] = {}
+        inserted: dict[int, dict[str, None]] = {}  # by the place in the base that they follow; -1: the beginning
         for agent, sheet in self.versions.items():
-            keys = [sheet.keys[record] for record in sheet.records]
-            places = [place[key] for key in keys if key in place]
-            if any(map(gt, places, places[1:])):
-                spines.setdefault(tuple(key for key in keys if key in place), []).append(agent)
-            if len(places) < len(keys):
-                anchor: str | None = None
-                for key in keys:
-                    if key in place:
-                        anchor = key
+            # Numbers for rows of the base, whether or not they were changed; keys for rows that are new.
+            found: list[Any] = [place.get(record, record) for record in sheet.records]
+            for at, one in enumerate(found) if sheet.keys else ():
+                if type(one) is bytes or sheet.header != self.old.header:
+                    key = sheet.keys[sheet.records[at]]
+                    found[at] = place[before[key]] if key in before else key
+            places = [one for one in found if type(one) is int]
+            if places != sorted(places):
+                spines.setdefault(tuple(places), agent)
+            if len(places) < len(found):
+                anchor = -1
+                for one in found:
+                    if type(one) is int:
+                        anchor = one
                     else:
-                        inserted.setdefault(anchor, {}).setdefault(key)
-        spine: Sequence[str] = list(before)
+                        inserted.setdefault(anchor, {}).setdefault(one)
+        if not spines and not inserted:
+            return None
+        keys = list(before)
+        spine: Sequence[int] = range(len(keys))
         if len(spines) == 1:
             (moved,) = spines
-            spine = [*moved, *(key for key in before if key not in set(moved))]
+            spine = [*moved, *sorted(set(spine) - set(moved))]
         elif spines:
-            sides = {agents[0]: list(moved) for moved, agents in spines.items()}
+            sides = {agent: [keys[one] for one in moved] for moved, agent in spines.items()}
             settle(
-                Conflict(self.options.resource, "", list(before), sides, "put the rows in different orders"),
+                Conflict(self.options.resource, "", keys, sides, "put the rows in different orders"),
                 self.options, self.conflicts,
             )  # fmt: skip
-        if not inserted:
-            return spine
-        out = list(inserted.get(None, ()))
-        for key in spine:
-            out.append(key)
-            out += inserted.get(key, ())
+        out = list(inserted.get(-1, ()))
+        for one in spine:
+            out.append(keys[one])
+            if one in inserted:
+                out += inserted[one]
         return list(dict.fromkeys(out))  # one row that two agents put in different places comes once
 
     def _recut(self, sheet: _Sheet, record: bytes) -> bytes:

@@ -49,7 +49,7 @@ def default_strategy(name: str) -> str:
 
 
 def check(name: str, known: Iterable[str], what: str) -> None:
-    """Raise ConfigError unless `name` is one of `known`, where `list:KEY` and `csv:KEY` stand for any key."""
+    """Raise ConfigError unless `name` is one of `known`, where `list:KEY`, `csv:KEY` and the like stand for any key."""
     names = sorted(set(known))
     if name in names and not name.endswith(":KEY"):
         return

@@ -6,7 +6,7 @@ a newline is merged apart from its lines: a writer who drops or adds that newlin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from agentguard.exceptions import ConfigError
@@ -117,28 +117,50 @@ def append(base: bytes | None, sides: Mapping[str, bytes], options: Options) -> 
     """
     origin = base or b""
     rewriters = [agent for agent, data in sides.items() if not data.startswith(origin)]
-    changes = {
-        agent: 1 if agent in rewriters else len(data[len(origin) :].strip(b"\r\n").split(b"\n"))
-        for agent, data in sides.items()
-    }
+    additions = {agent: data[len(origin) :] for agent, data in sides.items() if agent not in rewriters}
+    changes = {agent: records_in(additions[agent]) if agent in additions else 1 for agent in sides}
     if len(sides) == 1:
         return Merged(next(iter(sides.values())), (), changes)
     if rewriters:
         reason = f"only additions at the end can be merged, and {', '.join(rewriters)} changed what was there"
         return Merged(*_settled_whole(base, sides, options, reason), changes)
-    newline = b"\r\n" if any(map(_crlf, (origin, *sides.values()))) else b"\n"
+    return Merged(concatenated(origin, additions.values(), newline_of(origin, *sides.values())), (), changes)
+
+
+def records_in(added: bytes) -> int:
+    """How many lines an addition has, blank ones at either end not counted."""
+    return added.strip(b"\r\n").count(b"\n") + 1
+
+
+def newline_of(*contents: bytes) -> bytes:
+    """What stands between records that nobody put a newline between."""
+    return b"\r\n" if any(map(_crlf, contents)) else b"\n"
+
+
+def concatenated(origin: bytes, additions: Iterable[bytes], newline: bytes) -> bytes:
+    """The base and what each agent added to it."""
     pieces = [origin]
-    last = origin
-    for data in sides.values():
-        added = data[len(origin) :]
-        starts = b"\r\n" if added.startswith(b"\r\n") else b"\n" if added.startswith(b"\n") else b""
-        if last is not origin and not last.endswith(b"\n") and not starts:
+    before: bytes | None = None
+    for added in filter(None, additions):
+        missing, surplus = seam(origin, before, added)
+        if missing:
             pieces.append(newline)
-        elif last is not origin and last.endswith(b"\n") and starts and origin and not origin.endswith(b"\n"):
-            added = added[len(starts) :]  # that newline ended the base's last line, which has been ended already
-        pieces.append(added)
-        last = added or last
-    return Merged(b"".join(pieces), (), changes)
+        pieces.append(added[surplus:])
+        before = added[surplus:] or before
+    return b"".join(pieces)
+
+
+def seam(origin: bytes, before: bytes | None, added: bytes) -> tuple[bool, int]:
+    """Where an addition follows the one `before` it (None: it is the first): whether a newline is missing between them,
+    and how many bytes at its start are too many. Looks at the last byte of the first two and at two bytes of `added`.
+    """
+    starts = 2 if added.startswith(b"\r\n") else 1 if added.startswith(b"\n") else 0
+    if before is None:
+        return False, 0
+    if not before.endswith(b"\n"):
+        return not starts, 0
+    # A newline at the start ended the base's last line, which has been ended already.
+    return False, starts if origin and not origin.endswith(b"\n") else 0
 
 
 def binary(base: bytes | None, sides: Mapping[str, bytes], options: Options) -> Merged:

@@ -13,13 +13,13 @@ pytest.importorskip("crewai_support")  # first: it imports crewai without its wa
 from agentguard_crewai import demo
 from crewai_support import MARKS
 
-from agentguard.demo import KINDS, MODES, count, kind_of, seed
+from agentguard.demo import KINDS, MODES, count, seed
 
 pytestmark = MARKS
 
 ROOT = Path(__file__).parents[2]
 AGENTS = 8
-MATRIX = [(kind, mode) for kind in KINDS for mode in MODES if mode != "shard" or kind_of(kind).shardable]
+MATRIX = [(kind, mode) for kind in KINDS for mode in MODES]
 
 
 @pytest.mark.parametrize("rounds", [4, pytest.param(25, marks=pytest.mark.soak)])

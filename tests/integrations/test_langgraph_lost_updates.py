@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 from agentguard_langgraph.demo import run
 
-from agentguard.demo import KINDS, count, kind_of, seed
+from agentguard.demo import KINDS, count, seed
 
 pytestmark = pytest.mark.langgraph
 
 AGENTS = 8
-GUARDED = [
-    (kind, mode) for kind in KINDS for mode in ("serialize", "shard") if mode != "shard" or kind_of(kind).shardable
-]
+GUARDED = [(kind, mode) for kind in KINDS for mode in ("serialize", "shard")]
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["invoke", "ainvoke"])
