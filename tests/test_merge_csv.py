@@ -233,6 +233,7 @@ def test_no_cell_is_lost_whatever_happens(base: dict[str, list[str]], sides: lis
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 @given(TABLES, st.lists(TABLES, min_size=2, max_size=4))
 @settings(max_examples=20_000, deadline=None)
 def test_no_cell_is_lost_in_twenty_thousand_cases(base: Any, sides: Any) -> None:

@@ -397,6 +397,7 @@ class _Merge:
     @staticmethod
     def _all_at_once(database: apsw.Connection, items: list[tuple[_Table, Row, Row | None, Row | None]]) -> bool:
         """Rows that exchange unique values: all out, then all in."""
+        done = False
         database.execute("SAVEPOINT exchange")
         try:
             for table, key, before, _ in items:
