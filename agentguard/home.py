@@ -3,6 +3,7 @@
 locks/       lock files (never unlinked)           journal/        commit records
 stage/       copies that running calls work on     shards/         what agents wrote and no join has merged yet
 conflicts/   kept sides of refused work            ledger.sqlite3  which shards were merged
+versions/    contents behind versions that agents have read: for diffs, and bases of merges
 """
 
 from __future__ import annotations
