@@ -14,7 +14,6 @@ from .commit import UNFINISHED, Delete, Replace
 from .conflicts import keep
 from .declaration import Access
 from .exceptions import AgentGuardError, LockLost, StaleWrite, UndeclaredWrite
-from .freshness import Freshness
 from .knowledge import Known
 from .locks import Claim, Mode, Ticket
 from .outline import Batch, Outline, Part
@@ -24,6 +23,7 @@ from .shards import Identity
 from .versions import signature
 
 if TYPE_CHECKING:
+    from .freshness import Freshness
     from .guard import Guard
     from .turns import Seat
 
@@ -176,6 +176,8 @@ class Call:
 
     def freshness(self) -> Freshness:
         if self.fresh is None:
+            from .freshness import Freshness  # imported by the first call that has something to check
+
             self.fresh = Freshness(self)
         return self.fresh
 
@@ -310,8 +312,7 @@ class Call:
         """With every lock held, right before the body: find where the work is done, and refuse what is stale."""
         self.recover_pending()
         self.settle_places()
-        self.fresh = Freshness(self)
-        self.fresh.begin()
+        self.freshness().begin()
 
     def announce(self) -> None:
         """The body runs now, and may change what the call's keys stand for."""

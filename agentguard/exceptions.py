@@ -20,8 +20,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .budget import fit
-
 __all__ = [
     "AgentGuardError",
     "ConfigError",
@@ -56,6 +54,8 @@ class AgentGuardError(Exception):
 
     def for_model(self, limit: int = 1000) -> str:
         """The text for a model: at most `limit` characters, and some 280 tokens."""
+        from .budget import fit  # imported by those who have something to tell
+
         text = self.message if len(self.message) <= limit else self.message[: limit - 2].rstrip() + " …"
         return fit(text)
 

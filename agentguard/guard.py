@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import flow, values
 from .call import Call
 from .commit import UNFINISHED
-from .contents import Contents
 from .declaration import Declaration, Signature, check_function, declared_on, version_function
 from .events import Event, Hook
 from .exceptions import AgentGuardError, ConfigError, UndeclaredWrite
@@ -65,6 +64,7 @@ class Guard:
 
     def __init__(self, root: str | os.PathLike[str] = ".", *, config: Config | None = None, **settings: Any) -> None:
         from .config import make_config
+        from .contents import Contents
 
         if config is not None and settings:
             raise ConfigError(f"give either config= or settings ({', '.join(settings)}), not both")

@@ -120,10 +120,18 @@ class TurnMemory:
             self.memory.learn(learned)
 
 
-@dataclass(frozen=True)
 class _Placed:
-    turn: TurnMemory
-    place: int
+    __slots__ = ("place", "turn")
+
+    def __init__(self, turn: TurnMemory, place: int) -> None:
+        self.turn = turn
+        self.place = place
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Placed) and (self.turn, self.place) == (other.turn, other.place)
+
+    def __hash__(self) -> int:
+        return hash((self.turn, self.place))
 
     @property
     def lasting(self) -> bool:

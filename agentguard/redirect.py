@@ -18,7 +18,6 @@ from .commit import Delete, Replace, atomic_write, snapshot
 from .declaration import Access
 from .exceptions import UndeclaredWrite
 from .resources import FOLDER
-from .stale import touching
 from .versions import DATABASES, Signature, signature
 
 if TYPE_CHECKING:
@@ -275,6 +274,8 @@ def check_untouched(places: Iterable[Place], tool: str, agent: str) -> None:
         if place.staged is None or place.entry is not None:
             continue
         if signature(place.target) != place.before and place.change() is not None:
+            from .stale import touching
+
             raise touching(place.resource.name, tool, agent)
 
 
