@@ -407,7 +407,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--agents", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--resumed", type=int, default=10, help="rounds with a new process in each")
+    parser.add_argument("--resumed", type=int, default=25, help="rounds with a new process in each")
     parser.add_argument("--turns", type=int, default=200, help="runs of the part order")
     parser.add_argument("--tokenizers", type=Path, default=None)
     parser.add_argument("--results", type=Path, default=report.RESULTS)
