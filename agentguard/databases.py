@@ -54,10 +54,7 @@ def content(path: Path) -> bytes | None:
     """What a reader of the file sees, as the bytes of a database in one file; of any other file, its bytes. None when
     there is none. Raises OSError."""
     if not (_logged(path) and is_database(path)):
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            return None
+        return disk.content(path)
     try:
         with contextlib.closing(_open(path, "ro")) as database:
             if sys.version_info >= (3, 11):

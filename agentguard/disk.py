@@ -128,6 +128,14 @@ def read_all(fd: int) -> bytes:
     return b"".join(iter(lambda: os.read(fd, CHUNK), b""))
 
 
+def content(file: Path) -> bytes | None:
+    """The whole of a file; None when there is none. Raises OSError."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
 def remove(file: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(file)

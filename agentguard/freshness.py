@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import disk
 from .contents import LARGEST, SMALL
 from .knowledge import UNKNOWN, Known
 from .locks import Change, this_host
@@ -92,7 +93,7 @@ class Freshness:
             # Whether it knows what it replaces shows only when it is done: a tool that reads the content and puts
             # something in has seen the call before it, one that was given the whole content has not.
             if place.resource.path is not None and place.version is None and not place.in_place:
-                place.theirs, place.author = _content(place.target), self.author(place)
+                place.theirs, place.author = disk.content(place.target), self.author(place)
                 place.watch()
                 self.unseen.append((place, current))
             return
@@ -128,7 +129,7 @@ class Freshness:
             return "It cannot be merged: only files that are worked on as copies can."
         if base is None and version != ABSENT:
             return "It could not be merged: the version that was read is not kept any more."
-        place.theirs, place.author = _content(place.target), self.author(place)
+        place.theirs, place.author = disk.content(place.target), self.author(place)
         if place.theirs is not None and hash_bytes(place.theirs) != current:
             return "It could not be merged: it is being changed by somebody outside the guard."
         place.rebase(base)
@@ -322,13 +323,6 @@ def _number(version: str) -> int:
 
 def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error)[:120]}"
-
-
-def _content(file: Path) -> bytes | None:
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        return None
 
 
 def _text(file: Path) -> str | None:

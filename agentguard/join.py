@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import disk
 from .commit import Delete, Replace
 from .conflicts import park
 from .exceptions import MergeConflict
@@ -302,10 +303,7 @@ def _read(file: Path | None) -> bytes | None:
         from .databases import content
 
         return content(file)
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        return None
+    return disk.content(file)
 
 
 def _remove(folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from . import disk
 from .exceptions import MergeConflict, StaleWrite
 from .merge.values import Conflict, Merged
 from .stale import Reason
@@ -40,6 +41,8 @@ def _merge(call: Call, place: Place) -> Merged:
 
     name, options, agent = place.resource.name, place.options, call.identity.agent
     ours = _ours(call, place)
+    if ours is not None and place.staged is None and ours != place.base:
+        call.stage(place, copy=False).write_bytes(ours)  # where a refusal keeps it
     place.ours = ABSENT if ours is None else hash_bytes(ours)
     strategy = options.merge or default_strategy(name)
     sides = {_THEIRS: place.theirs, agent if agent != _THEIRS else f"{agent} (2)": ours}
@@ -53,24 +56,22 @@ def _merge(call: Call, place: Place) -> Merged:
         raise _refused(call, place, merged.conflicts, f"Both changed the same place: {where}.")
     if ours is not None:
         call.guard.contents.keep(place.ours, ours, lasting=True)
-    if merged.value is None:
-        if place.staged is not None:
-            place.staged.unlink(missing_ok=True)
-    elif place.staged is None:
-        if merged.value != place.theirs:
-            call.stage(place, copy=False).write_bytes(merged.value)
-    else:
-        place.staged.write_bytes(merged.value)
+    if place.staged is not None or merged.value != place.theirs:
+        staged = call.stage(place, copy=False)
+        if merged.value is None:
+            staged.unlink(missing_ok=True)
+        else:
+            staged.write_bytes(merged.value)
     return merged
 
 
 def _ours(call: Call, place: Place) -> bytes | None:
     """What the body has made of the base; a target that it wrote in place is put back as it was."""
     if place.staged is not None:
-        return place.staged.read_bytes() if place.staged.exists() else None
+        return disk.content(place.staged)
     if signature(place.target) == place.before:
         return place.base
-    ours = place.target.read_bytes() if place.target.exists() else None
+    ours = disk.content(place.target)
     place.put_back()
     return ours
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import disk
 from .commit import Delete, Replace, atomic_write, snapshot
 from .declaration import Access
 from .exceptions import UndeclaredWrite
@@ -131,8 +132,7 @@ class Place:
 
     def put_back(self) -> None:
         """Give the target `theirs` again, over what a tool has written there directly."""
-        now = self.target.read_bytes() if self.target.exists() else None
-        if now != self.theirs:
+        if disk.content(self.target) != self.theirs:
             if self.theirs is None:
                 self.target.unlink()
             else:

@@ -82,15 +82,14 @@ class Turn:
 
     def end(self, place: int) -> None:
         """The call has ended, or will not come. Any number of times; never blocks."""
-        with self._mutex:
+        with self._mutex:  # who waits for a future is woken by it, and takes this mutex in no case
             if self._ended[place].done():
                 return
-            came, ended = self._came[place], self._ended[place]
+            for future in (self._came[place], self._ended[place]):
+                if not future.done():
+                    future.set_result(None)
             self._open -= 1
             last = self._open == 0
-        for future in (came, ended):
-            if not future.done():
-                future.set_result(None)
         if last and self._over is not None:
             self._over()
 

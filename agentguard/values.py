@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from . import disk
 from .call import Call
 from .declaration import Declaration
 from .exceptions import UndeclaredWrite
@@ -28,7 +29,7 @@ def writing(guard: Guard, name: str, value: Any, timeout: float | None, asynchro
     call, place = _begin(guard, "writes", name, "write", timeout, asynchronous)
 
     def store(_: object) -> None:
-        _store(call, place, value, _content(place))
+        _store(call, place, value, disk.content(place.target))
 
     return steps(call, closing=store, body=False)
 
@@ -63,17 +64,10 @@ def _begin(
     return call, place
 
 
-def _content(place: Place) -> bytes | None:
-    try:
-        return place.target.read_bytes()
-    except FileNotFoundError:
-        return None
-
-
 def _load(place: Place) -> tuple[Any, bytes | None]:
     from .codecs import codec_for  # parsers are imported by those who parse
 
-    data = _content(place)
+    data = disk.content(place.target)
     return (None, None) if data is None else (codec_for(place.resource.name).load(data), data)
 
 

@@ -557,6 +557,8 @@ def test_a_tool_that_writes_in_place_is_merged_all_the_same(merging: Guard, conf
             with pytest.raises(StaleWrite, match=r"by agent 'bob' in write.*Both changed"):
                 save()
             assert json.loads(file.read_text()) == {"a": "bob's", "b": "bob's"}
+            (kept,) = (merging.root / ".agentguard" / "conflicts").glob("*/store.json")
+            assert "ann's" in kept.read_text()
         else:
             save()
             assert json.loads(file.read_text()) == {"a": "ann's", "b": "bob's"}

@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -410,6 +410,32 @@ def test_the_end_of_a_turn_is_told_once() -> None:
     turn = Turn([{}, {}], exact=True, over=lambda: ends.append(1))
     for place in (1, 1, 0, 0, 1):
         turn.end(place)
+    assert ends == [1]
+
+
+def test_the_end_that_two_tell_at_once_is_one_end() -> None:
+    """Forced: the second comes while the first is just being told."""
+    ends: list[int] = []
+    telling, go_on = threading.Event(), threading.Event()
+    turn = Turn([{}, {}], exact=True, over=lambda: ends.append(1))
+
+    class Slow(Future[None]):
+        def set_result(self, result: None) -> None:
+            telling.set()
+            go_on.wait(LONG)
+            super().set_result(result)
+
+    turn._ended[0] = Slow()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(turn.end, 0)
+        assert telling.wait(LONG)
+        second = pool.submit(turn.end, 0)
+        wait([second], timeout=0.2)  # it may have to wait for the first: then it is one by that
+        go_on.set()
+        first.result(LONG)
+        second.result(LONG)
+    assert ends == []
+    turn.end(1)
     assert ends == [1]
 
 

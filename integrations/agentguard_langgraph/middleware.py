@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 from langchain.agents.middleware import AgentMiddleware
+from langchain_core.messages import ToolCall
 from langgraph.prebuilt.tool_node import ToolCallRequest
 
-from agentguard import Guard, Identity
+from agentguard import Declaration, Guard
 
 from .identity import caller
 from .refusals import REFUSALS, refusal, shown
 from .toolnodes import with_guarded_tool
 from .tools import HANDLED, Copies, Known
-from .turns import Calling, executing, scope_of
+from .turns import acting, executing, scope_of
 
 __all__ = ["GuardMiddleware"]
 
@@ -53,14 +53,7 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
                     return shown(handler(_changed(request, changes)))
 
             try:
-                result = self.guard.call(
-                    self.guard.declaration_of(call["name"]),
-                    call["name"],
-                    call["args"],
-                    body,
-                    identity=_knowing(identity, made),
-                    seat=made.seat if made is not None else None,
-                )
+                result = self.guard.call(*self._named(call), body, **acting(identity, made))
             except REFUSALS as error:
                 result = refusal(error, call["name"], call["id"] or "")
             return made.answer(result) if made is not None else result
@@ -81,17 +74,14 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
                     return shown(await handler(_changed(request, changes)))
 
             try:
-                result = await self.guard.acall(
-                    self.guard.declaration_of(call["name"]),
-                    call["name"],
-                    call["args"],
-                    body,
-                    identity=_knowing(identity, made),
-                    seat=made.seat if made is not None else None,
-                )
+                result = await self.guard.acall(*self._named(call), body, **acting(identity, made))
             except REFUSALS as error:
                 result = refusal(error, call["name"], call["id"] or "")
             return made.answer(result) if made is not None else result
+
+    def _named(self, call: ToolCall) -> tuple[Declaration | None, str, Mapping[str, Any]]:
+        """What a call declares that only its name tells of, its name, and its arguments."""
+        return self.guard.declaration_of(call["name"]), call["name"], call["args"]
 
     def _by_name(self, request: ToolCallRequest) -> bool:
         """Whether the name must do: a tool that a middleware nearer to the call will supply."""
@@ -107,10 +97,6 @@ class GuardMiddleware(AgentMiddleware[Any, Any, Any]):
             yield
         finally:
             HANDLED.reset(token)
-
-
-def _knowing(identity: Identity, made: Calling | None) -> Identity:
-    return identity if made is None else dataclasses.replace(identity, memory=made.memory)
 
 
 def _changed(request: ToolCallRequest, changes: Mapping[str, Any]) -> ToolCallRequest:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import dataclasses
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -20,7 +19,7 @@ from agentguard import AgentGuardError, ConfigError, Declaration, Guard, Identit
 from .declaring import Parameters, declaration_of
 from .identity import caller
 from .refusals import REFUSALS, refusal, shown
-from .turns import CALLING, Calling, calling, know, scope_of
+from .turns import CALLING, Calling, acting, calling, know, scope_of
 
 __all__ = ["HANDLED", "Copies", "Gate", "GuardedTool", "Known", "guard_tools"]
 
@@ -53,8 +52,7 @@ class Gate:
                 tool.name,
                 self.parameters.arguments(args, kwargs),
                 self._entering(invocation, args, kwargs, body),
-                identity=identity if made is None else dataclasses.replace(identity, memory=made.memory),
-                seat=made.seat if made is not None else None,
+                **acting(identity, made),
             )
         except REFUSALS as error:
             return _refused(tool, error, invocation)
@@ -78,9 +76,8 @@ class Gate:
                 tool.name,
                 self.parameters.arguments(args, kwargs),
                 self._entering(invocation, args, kwargs, body),
-                identity=identity if made is None else dataclasses.replace(identity, memory=made.memory),
                 threaded=threaded,
-                seat=made.seat if made is not None else None,
+                **acting(identity, made),
             )
         except REFUSALS as error:
             return _refused(tool, error, invocation)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import dataclasses
 import threading
 import weakref
 from collections import OrderedDict
@@ -30,7 +31,7 @@ from langgraph._internal._constants import (
 from langgraph.channels.base import BaseChannel
 from langgraph.errors import EmptyChannelError
 
-from agentguard import AgentGuardError, Declaration, Guard
+from agentguard import AgentGuardError, Declaration, Guard, Identity
 from agentguard.knowledge import Memory, TurnMemory
 from agentguard.turns import Seat, Turn, Wants
 
@@ -38,7 +39,7 @@ from .attempts import Attempt
 from .declaring import Parameters
 from .transcripts import Transcript, asked_in, stamped, transcripts_in
 
-__all__ = ["CALLING", "Calling", "calling", "executing", "know", "scope_of"]
+__all__ = ["CALLING", "Calling", "acting", "calling", "executing", "know", "scope_of"]
 
 _KEPT = 1000  # turns of which no end was told
 _EDITED = "hitl_edited_tool_calls"  # where HumanInTheLoopMiddleware keeps what is made instead of the model's calls
@@ -83,6 +84,13 @@ class Calling:
     def end(self) -> None:
         if self.seat is not None and not self.own_task:
             self.seat.turn.end(self.seat.place)
+
+
+def acting(identity: Identity, made: Calling | None) -> dict[str, Any]:
+    """As whom a call is made, and with which place in its turn: arguments of `Guard.call` and `acall`."""
+    if made is None:
+        return {"identity": identity}
+    return {"identity": dataclasses.replace(identity, memory=made.memory), "seat": made.seat}
 
 
 CALLING: contextvars.ContextVar[tuple[Guard, Calling] | None] = contextvars.ContextVar(
