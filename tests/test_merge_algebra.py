@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentguard.merge import MISSING, Merged, Options, merge, merge_values
-from agentguard.merge.json_format import Json
+from agentguard.merge.documents import JSON
 from agentguard.merge.lines import hunks
 from agentguard.merge.values import canon, extent, order, same
 
@@ -147,11 +147,10 @@ def test_the_algebra_of_values_at_length(case: tuple[Any, dict[str, Any]], paths
 
 
 NUMBERS = st.integers(-(10**25), 10**25)
+NUMBER_CASES = st.tuples(NUMBERS, st.lists(NUMBERS, min_size=1, max_size=5))
 
 
-@given(NUMBERS, st.lists(NUMBERS, min_size=1, max_size=5), st.sampled_from(["counter", "max", "min"]))
-@settings(max_examples=300, deadline=None)
-def test_the_algebra_of_numbers(base: int, sides: list[int], strategy: str) -> None:
+def check_numbers(strategy: str, base: int, sides: list[int]) -> None:
     named = {f"a{number}": json.dumps(side).encode() for number, side in enumerate(sides)}
     outcome = merge(strategy, json.dumps(base).encode(), named)
     changed = [side for side in sides if side != base]
@@ -162,11 +161,20 @@ def test_the_algebra_of_numbers(base: int, sides: list[int], strategy: str) -> N
     }
     assert not outcome.conflicts
     assert json.loads(outcome.value) == expected[strategy]
+    # In any order, and, as it is one sum or one extreme, in any grouping.
+    turned = merge(strategy, json.dumps(base).encode(), dict(reversed(named.items())))
+    assert json.loads(turned.value) == expected[strategy]
+    if len(changed) > 2:
+        pair = merge(strategy, json.dumps(base).encode(), dict(list(named.items())[:-1])).value
+        if json.loads(pair) != base and sides[-1] != base:
+            folded = merge(strategy, json.dumps(base).encode(), {"pair": pair, "last": named[f"a{len(sides) - 1}"]})
+            assert json.loads(folded.value) == expected[strategy]
 
 
-@given(st.lists(SCALARS, max_size=6), st.lists(st.lists(SCALARS, max_size=6), min_size=2, max_size=4))
-@settings(max_examples=300, deadline=None)
-def test_the_algebra_of_sets(base: list[Any], sides: list[list[Any]]) -> None:
+SET_CASES = st.tuples(st.lists(SCALARS, max_size=6), st.lists(st.lists(SCALARS, max_size=6), min_size=2, max_size=4))
+
+
+def check_sets(base: list[Any], sides: list[list[Any]]) -> None:
     named = {f"a{number}": side for number, side in enumerate(sides)}
     options = Options(paths={"": "set"})
     outcome = merge_values(base, named, options)
@@ -182,6 +190,77 @@ def test_the_algebra_of_sets(base: list[Any], sides: list[list[Any]]) -> None:
     assert same(turned.value, outcome.value)
 
 
+RECORDS = st.dictionaries(
+    st.sampled_from("abcd"), st.dictionaries(st.sampled_from("xyz"), SCALARS, max_size=3), max_size=4
+)
+RECORD_CASES = st.tuples(RECORDS, st.lists(RECORDS, min_size=2, max_size=4))
+
+
+def check_records(base: dict[str, Any], sides: list[dict[str, Any]]) -> None:
+    """A list by key is a mapping of its records: the same result and the same conflicts, wherever a record stands."""
+
+    def listed(value: dict[str, Any]) -> list[Any]:
+        return [{"id": name, **record} for name, record in value.items()]
+
+    named = {f"a{number}": side for number, side in enumerate(sides)}
+    outcome = merge_values(listed(base), {a: listed(side) for a, side in named.items()}, Options(paths={"": "list:id"}))
+    whole = merge_values(
+        {record["id"]: record for record in listed(base)},
+        {a: {record["id"]: record for record in listed(side)} for a, side in named.items()},
+    )
+    if len({canon(side) for side in sides if not same(side, base)}) > 1:
+        assert same({record["id"]: record for record in outcome.value}, whole.value)
+        assert conflict_set(outcome) == conflict_set(whole)
+    # A key that is missing or stands twice is a conflict about the list.
+    broken = merge_values(
+        listed(base),
+        {"a": [*listed(base), {"x": 1}], "b": [*listed(base), {"id": "new"}]},
+        Options(paths={"": "list:id"}),
+    )
+    assert [conflict.path for conflict in broken.conflicts] == [""]
+
+
+def check_places(case: tuple[Any, dict[str, Any]]) -> None:
+    """`first` and `last` never conflict and take what they say; `binary` agrees or conflicts as a whole."""
+    base, sides = case
+    changed = [side for side in sides.values() if not same(side, base)]
+    for strategy, at in (("first", 0), ("last", -1)):
+        outcome = merge_values(base, sides, Options(paths={"": strategy}))
+        assert not outcome.conflicts
+        assert same(outcome.value, changed[at] if changed else base)
+    outcome = merge_values(base, sides, Options(paths={"": "binary"}))
+    versions = {canon(side) for side in changed}
+    assert len(outcome.conflicts) == (len(versions) > 1)
+    assert same(outcome.value, changed[0] if len(versions) == 1 else base)
+
+
+CHECKS = {
+    "counter": (NUMBER_CASES, lambda case: check_numbers("counter", *case)),
+    "max": (NUMBER_CASES, lambda case: check_numbers("max", *case)),
+    "min": (NUMBER_CASES, lambda case: check_numbers("min", *case)),
+    "set": (SET_CASES, lambda case: check_sets(*case)),
+    "list:KEY": (RECORD_CASES, lambda case: check_records(*case)),
+    "first, last, binary": (cases(), check_places),
+}
+
+
+@pytest.mark.parametrize("strategy", CHECKS)
+def test_the_algebra_of_a_place(strategy: str) -> None:
+    checked(strategy, 300)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("strategy", CHECKS)
+def test_the_algebra_of_a_place_at_length(strategy: str) -> None:
+    checked(strategy, 20_000)
+
+
+def checked(strategy: str, examples: int) -> None:
+    made, check = CHECKS[strategy]
+    given(made)(settings(max_examples=examples, deadline=None)(check))()
+
+
 @given(VALUES, VALUES)
 @settings(max_examples=500, deadline=None)
 def test_equality_is_strict(a: Any, b: Any) -> None:
@@ -194,11 +273,10 @@ def test_equality_is_strict(a: Any, b: Any) -> None:
 @given(VALUES, st.sampled_from([None, 2, 4, "\t"]), st.booleans(), st.sampled_from([b"", b"\n"]))
 @settings(max_examples=300, deadline=None)
 def test_json_reads_back_in_any_style(value: Any, indent: Any, ascii_only: bool, end: bytes) -> None:
-    form = Json()
     data = json.dumps(value, indent=indent, ensure_ascii=ascii_only).encode() + end
-    assert same(form.parse(data), value)
-    again = form.write(value, data, value)
-    assert same(form.parse(again), value)
+    assert same(JSON.value(data), value)
+    again = JSON.write(value, data)
+    assert same(JSON.value(again), value)
     if type(value) in (dict, list) and value and indent is not None and (ascii_only == data.isascii()):
         assert again == data or b"\\u" not in data
 

@@ -19,7 +19,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..exceptions import AgentGuardError
-from . import jsontext, trees
+from . import jsontext, tomltext, yamltext
 from .values import Problem, Refused, check, decode, show
 
 __all__ = ["BadContent", "BadValue", "Codec", "codec_for"]
@@ -132,8 +132,8 @@ class _Format:
 _FORMATS = {
     "json": _Format("JSON", jsontext.load, jsontext.dump),
     "jsonl": _Format("JSON lines", jsontext.load_lines, jsontext.dump_lines),
-    "yaml": _Format("YAML", trees.load_yaml, trees.dump_yaml),
-    "toml": _Format("TOML", trees.load_toml, trees.dump_toml),
+    "yaml": _Format("YAML", yamltext.load_yaml, yamltext.dump_yaml),
+    "toml": _Format("TOML", tomltext.load_toml, tomltext.dump_toml),
     "text": _Format("UTF-8 text", decode, _dump_text),
     "bytes": _Format("bytes", bytes, _dump_bytes),
 }

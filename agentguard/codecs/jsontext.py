@@ -1,4 +1,8 @@
-"""JSON and JSON lines: strict and exact reading at orjson's speed, writing in the style of what was there."""
+"""JSON and JSON lines: strict and exact reading at orjson's speed, writing in the style of what was there.
+
+orjson keeps the last of keys that are given twice and turns integers over 64 bits into floats without a word, so both
+are looked for; a text with either, or with an error, goes through the standard library, which says where or keeps them.
+"""
 
 from __future__ import annotations
 
@@ -9,73 +13,92 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from .values import Problem, Refused, check, decode, same, show
+from .values import Problem, Refused, check, decode_strictly, same, show
 
 _LEAVES = (str, int, float, type(None))
-_MANY_DIGITS = re.compile(rb"\d{19}")  # may be beyond 64 bits, which orjson would round to a float
-_KEY = re.compile(rb'"[ \t\r\n]*:')
-_HIDDEN = re.compile(rb"\\u00(?:2[02]|3[aA])")  # a quote, space or colon that `_KEY` would see only after decoding
+_DIGITS = bytes(48 if 48 <= byte <= 57 else byte for byte in range(256))
+_MANY_DIGITS = b"0" * 19  # may be beyond 64 bits
+_HALF = re.compile(r"\\u[dD][89abAB]\w\w(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]\w\w)\\u[dD][c-fC-F]\w\w")
 
 
-def load(data: bytes) -> Any:
-    """The value of a JSON text. Raises `Problem`."""
+def load(data: bytes, *, halves: bool = False) -> Any:
+    """The value of a JSON text; `halves` lets half of a surrogate pair pass, which only an escape can write. Raises
+    `Problem`, or RecursionError for a text that is nested too deeply."""
     import orjson  # here, so that a program that never reads JSON does not pay for it
 
-    if not data.strip():
-        raise Problem("it is empty")
-    if data.startswith(b"\xef\xbb\xbf"):
-        raise Problem("it starts with a byte order mark; save it as UTF-8 without one", 1, 1)
-    text = decode(data)
     try:
         value = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        if "infinity" in error.msg:
-            return _load_exactly(text)  # too much for a float; if it is an integer, it has no limit
-        raise Problem(error.msg, error.lineno, error.colno) from error
-    if _MANY_DIGITS.search(data) or _HIDDEN.search(data):
-        return _load_exactly(text)
-    # orjson drops a key that is given twice. Each key leaves one `":`, so that counting them finds the loss in a
-    # fraction of the exact reader's time; quotes and colons inside texts count the same on both sides.
-    if len(_KEY.findall(data)) != len(_KEY.findall(orjson.dumps(value))):
-        return _load_exactly(text)
-    return value
+        if _MANY_DIGITS not in data.translate(_DIGITS) and quotes(orjson.dumps(value)) == quotes(data):
+            return value
+    except (orjson.JSONDecodeError, TypeError):
+        pass  # the careful way finds out why, and accepts what only orjson cannot do
+    if not data.strip():
+        raise Problem("it is empty")
+    return _load_exactly(decode_strictly(data), halves)
 
 
-def _load_exactly(text: str) -> Any:
+def quotes(data: bytes) -> int:
+    """How many quotation marks delimit strings. A text has more than its value has if a key was given twice."""
+    if b"\\" in data:
+        data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    return data.count(b'"')
+
+
+def _load_exactly(text: str, halves: bool) -> Any:
     """Slower, but every integer is exact and a key that is given twice is refused."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, item in items:
-            if key in found:
-                raise Problem(f"the key {key!r} is given twice in one object", _second_line(text, key))
-            found[key] = item
+        value = dict(items)
+        if len(value) != len(items):
+            seen: set[str] = set()
+            _refuse_twice(text, next(key for key, _ in items if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+        return value
+
+    def number(literal: str) -> float:
+        if math.isinf(found := float(literal)):
+            _refuse(text, literal, f"the number {literal[:40]} is beyond a float")
         return found
 
-    def number(digits: str) -> float:
-        if math.isinf(found := float(digits)):
-            raise Problem(f"the number {digits[:40]} is beyond a float")
-        return found
-
-    def constant(name: str) -> NoReturn:
-        raise Problem(f"{name} is not JSON")
+    def constant(literal: str) -> NoReturn:
+        _refuse(text, literal, f"{literal} is not JSON")
 
     try:
-        value = json.loads(text, object_pairs_hook=pairs, parse_float=number, parse_constant=constant)
-        check(value, _LEAVES, (str,))
+        value = json.loads(
+            text, object_pairs_hook=pairs, parse_float=number, parse_int=_integer, parse_constant=constant
+        )
+        if not halves:
+            check(value, _LEAVES, (str,))
     except json.JSONDecodeError as error:
-        raise Problem(error.msg, error.lineno, error.colno) from error
+        ended = error.pos >= len(text.rstrip())
+        raise Problem("it is cut off: unexpected end" if ended else error.msg, error.lineno, error.colno) from error
     except Refused as error:
-        raise Problem(error.problem) from error
-    except ValueError as error:
-        raise Problem(str(error)) from error  # Python limits the digits of an integer
+        half = _HALF.search(text)
+        raise Problem(error.problem, *_place(text, half.start()) if half else ()) from error
     return value
 
 
-def _second_line(text: str, key: str) -> int | None:
-    """The line of a key that is given twice; None where several objects have it, so that it cannot be told."""
-    spots = [m.start() for m in re.finditer(re.escape(json.dumps(key, ensure_ascii=False)) + r"\s*:", text)]
-    return text.count("\n", 0, spots[1]) + 1 if len(spots) == 2 else None
+def _integer(literal: str) -> int:
+    try:
+        return int(literal)
+    except ValueError:  # Python refuses more than 4,300 digits, which guards against a slow conversion
+        raise Problem(f"an integer of {len(literal)} digits is beyond Python's limit") from None
+
+
+def _refuse_twice(text: str, key: str) -> NoReturn:
+    shown = re.escape(json.dumps(key, ensure_ascii=False))
+    places = [found.start() for found in re.finditer(shown + r"\s*:", text)]
+    at = _place(text, places[1]) if len(places) == 2 else ()  # more: they may be of other objects
+    raise Problem(f"the key {key!r} is given twice in one object", *at)
+
+
+def _refuse(text: str, literal: str, problem: str) -> NoReturn:
+    # Strings are blanked out so that the literal is found where it is a value.
+    blank = re.sub(r'"(?:[^"\\]|\\.)*"', lambda found: "_" * len(found[0]), text)
+    raise Problem(problem, *_place(text, blank.index(literal)))
+
+
+def _place(text: str, at: int) -> tuple[int, int]:
+    return text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +120,56 @@ class Style:
         one_line = step is not None or len(body) > 2
         return Style(
             indent=indent[1].decode() if indent else None if one_line else "  ",
-            spaced=bool(step and step[1]),
-            escaped=data.isascii() and b"\\u" in data,
+            spaced=step is None or bool(step[1]),
+            escaped=b"\\u" in data and data.isascii(),
             newline="\r\n" if b"\r\n" in data else "\n",
             end=data.endswith(b"\n"),
         )
+
+    @property
+    def separators(self) -> tuple[str, str]:
+        return (",", ": ") if self.indent is not None else (", ", ": ") if self.spaced else (",", ":")
+
+    def write(self, value: Any) -> bytes:
+        """`value`, which is known to be JSON, in this style. Raises `Refused`, or RecursionError."""
+        try:
+            out = self._fast(value)
+        except TypeError:  # an integer beyond 64 bits, half of a surrogate pair, a subclass of float
+            out = None
+        if out is None:
+            try:
+                out = self._slow(value, self.escaped)
+            except UnicodeEncodeError:
+                out = self._slow(value, True)
+        if self.newline != "\n":
+            out = out.replace(b"\n", self.newline.encode())
+        return out + self.newline.encode() if self.end else out
+
+    def _fast(self, value: Any) -> bytes | None:
+        import orjson
+
+        if self.indent is None:
+            return None if self.spaced or self.escaped else orjson.dumps(value)
+        out = orjson.dumps(value, option=orjson.OPT_INDENT_2)
+        if self.indent != "  ":
+            # No line begins inside a string, so leading spaces are always indentation.
+            unit = self.indent.encode()
+            out = re.sub(rb"(?m)^ +", lambda found: unit * (len(found[0]) // 2), out)
+        return re.sub(r"[^\x00-\x7f]", _escaped, out.decode()).encode() if self.escaped else out
+
+    def _slow(self, value: Any, escaped: bool) -> bytes:
+        try:
+            return json.dumps(
+                value, ensure_ascii=escaped, allow_nan=False, indent=self.indent, separators=self.separators
+            ).encode()
+        except UnicodeEncodeError:
+            raise
+        except ValueError as error:
+            raise Refused(str(error)) from error  # Python limits the digits of an integer; or it contains itself
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return json.dumps(found[0])[1:-1]
 
 
 def dump(value: Any, previous: bytes | None) -> bytes:
@@ -110,35 +178,13 @@ def dump(value: Any, previous: bytes | None) -> bytes:
 
     check(value, _LEAVES, (str,))
     if not previous or not previous.strip():
-        return _write(value, Style())
+        return Style().write(value)
     try:
         if orjson.dumps(value) == orjson.dumps(load(previous)):
             return previous
     except (Problem, TypeError, RecursionError):
         pass  # it is not JSON, or holds what orjson cannot write; then it is not worth comparing
-    return _write(value, Style.of(previous))
-
-
-def _write(value: Any, style: Style) -> bytes:
-    import orjson
-
-    out: bytes | None = None
-    if not style.escaped and (style.indent == "  " or (style.indent is None and not style.spaced)):
-        try:
-            out = orjson.dumps(value, option=orjson.OPT_INDENT_2 if style.indent else 0)
-        except TypeError:
-            out = None  # integers beyond 64 bits and subclasses of float are for the standard library
-    if out is None:
-        separators = (",", ": ") if style.indent is not None else (", ", ": ") if style.spaced else (",", ":")
-        try:
-            out = json.dumps(
-                value, ensure_ascii=style.escaped, allow_nan=False, indent=style.indent, separators=separators
-            ).encode()
-        except ValueError as error:
-            raise Refused(str(error)) from error  # Python limits the digits of an integer; or it contains itself
-    if style.newline != "\n":
-        out = out.replace(b"\n", style.newline.encode())
-    return out + style.newline.encode() if style.end else out
+    return Style.of(previous).write(value)
 
 
 def load_lines(data: bytes) -> list[Any]:
@@ -174,7 +220,7 @@ def dump_lines(value: Any, previous: bytes | None) -> bytes:
             lines.append(before[index][0])
             kept += 1
         else:
-            lines.append(_write(item, style))
+            lines.append(style.write(item))
     if previous and kept == len(value) == len(before):
         return previous
     newline = b"\r\n" if previous and b"\r\n" in previous else b"\n"

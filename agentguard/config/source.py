@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..codecs.trees import parse_toml, parse_yaml, toml_lines
+from ..codecs.tomltext import parse_toml, toml_lines
 from ..codecs.values import Problem, decode
+from ..codecs.yamltext import parse_yaml
 from ..exceptions import ConfigError
 
 __all__ = ["SECTION", "Source"]

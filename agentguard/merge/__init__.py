@@ -35,8 +35,7 @@ from importlib.util import find_spec
 from agentguard.exceptions import ConfigError
 from agentguard.merge import rules
 from agentguard.merge import text as _text
-from agentguard.merge.documents import merge_document
-from agentguard.merge.json_format import Json
+from agentguard.merge.documents import JSON, TOML, YAML, merge_document
 from agentguard.merge.rules import PATH_STRATEGIES, check_path, check_path_strategy, default_strategy
 from agentguard.merge.tree import merge_values
 from agentguard.merge.values import MISSING, Conflict, Merged, Missing, Options, Resolver
@@ -65,7 +64,9 @@ Strategy = Callable[[bytes | None, Mapping[str, bytes], Options], Merged]
 
 
 def _json(base: bytes | None, sides: Mapping[str, bytes], options: Options) -> Merged:
-    return merge_document(Json(), base, sides, options)
+    from agentguard.merge.members import merge_members
+
+    return merge_members(base, sides, options) or merge_document(JSON, base, sides, options)
 
 
 def _append_once(base: bytes | None, sides: Mapping[str, bytes], options: Options, key: str) -> Merged:
@@ -88,15 +89,11 @@ def _sqlite(base: bytes | None, sides: Mapping[str, bytes], options: Options) ->
 
 
 def _yaml(base: bytes | None, sides: Mapping[str, bytes], options: Options) -> Merged:
-    from agentguard.merge.yaml_format import Yaml
-
-    return merge_document(Yaml(), base, sides, options)
+    return merge_document(YAML, base, sides, options)
 
 
 def _toml(base: bytes | None, sides: Mapping[str, bytes], options: Options) -> Merged:
-    from agentguard.merge.toml_format import Toml
-
-    return merge_document(Toml(), base, sides, options)
+    return merge_document(TOML, base, sides, options)
 
 
 _strategies: dict[str, Strategy] = {

@@ -1,42 +1,75 @@
-"""Merges of structured files: parse every version, merge the values, write the result in the style of the base."""
+"""Merges of structured files: read every version, merge the values, write the result in the style of the base."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any, Protocol
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from agentguard.codecs import jsontext, tomltext, yamltext
+from agentguard.codecs.values import Problem, Refused, check, same
 from agentguard.exceptions import MergeConflict
 from agentguard.merge.text import text
 from agentguard.merge.tree import merge_values
-from agentguard.merge.values import MISSING, Conflict, Merged, Options, extent, same
+from agentguard.merge.values import MISSING, Conflict, Merged, Options, extent, settle
+
+_DEPTH = 250
+_READ_BY_PEOPLE = 1 << 20
+_DEEP = f"it is nested too deeply (more than {_DEPTH} levels)"
 
 
-class Unreadable(Exception):
-    """The bytes are not what the format says; `line` and `column` count from 1 and are None where unknown."""
-
-    def __init__(self, reason: str, line: int | None = None, column: int | None = None) -> None:
-        place = "" if line is None else f"line {line}: " if column is None else f"line {line}, column {column}: "
-        super().__init__(place + reason)
-        self.line, self.column = line, column
-
-
-class Format(Protocol):
-    """One kind of structured file."""
+@dataclass(frozen=True)
+class Format:
+    """One kind of structured file. `load` raises `Problem`; `write` gives a value in the style of a text that was
+    there, and raises `Refused` where it cannot be said there. `comments`: whether there may be some."""
 
     name: str
+    load: Callable[[bytes], Any]
+    write: Callable[[Any, bytes], bytes]
+    comments: bool
 
-    @abstractmethod
-    def parse(self, data: bytes) -> Any:
-        """The plain value of `data`; raises `Unreadable`."""
+    def value(self, data: bytes) -> Any:
+        """The value of a version, if it is one that can be compared and merged. Raises `Problem`."""
+        try:
+            value = self.load(data)
+            if _depth(value) > _DEPTH:
+                raise Problem(_DEEP)
+        except RecursionError:
+            raise Problem(_DEEP) from None
+        return value
 
-    @abstractmethod
-    def write(self, value: Any, like: bytes, old: Any) -> bytes:
-        """`value` in the style of `like`, whose value is `old`; raises `Unreadable` if it cannot be said there."""
 
-    @abstractmethod
-    def loses(self, like: bytes, old: Any) -> bool:
-        """Whether writing anew would lose something of `like`: comments, or a layout of its own."""
+def _checked(load: Callable[[bytes], Any], leaves: tuple[type, ...], keys: tuple[type, ...]) -> Callable[[bytes], Any]:
+    def loaded(data: bytes) -> Any:
+        value = load(data)
+        try:
+            check(value, leaves, keys)
+        except Refused as refused:
+            raise Problem(f"{refused.place or 'the whole'} cannot be merged: {refused.problem}") from None
+        return value
+
+    return loaded
+
+
+JSON = Format(
+    "JSON",
+    lambda data: jsontext.load(data, halves=True),
+    lambda value, like: jsontext.Style.of(like).write(value),
+    comments=False,
+)
+YAML = Format(
+    "YAML",
+    _checked(yamltext.load_yaml, yamltext.LEAVES, yamltext.KEYS),
+    lambda value, like: yamltext.dump_yaml(value, like, keep=True),
+    comments=True,
+)
+TOML = Format(
+    "TOML",
+    _checked(tomltext.load_toml, tomltext.LEAVES, (str,)),
+    lambda value, like: tomltext.dump_toml(value, like, keep=True),
+    comments=True,
+)
 
 
 def merge_document(form: Format, base: bytes | None, sides: Mapping[str, bytes], options: Options) -> Merged:
@@ -44,46 +77,63 @@ def merge_document(form: Format, base: bytes | None, sides: Mapping[str, bytes],
     and the place."""
     if base is not None and not base.strip():
         base = None  # an empty file has no value: tools create it first and fill it later
-    values = _parsed(form, base, sides, options)
+    values = _values(form, base, sides, options)
     if len(sides) == 1:
         ((agent, value),) = values.items()
         return Merged(sides[agent], (), {agent: _extent(form, base, value)})
     try:
-        old = MISSING if base is None else form.parse(base)
-    except Unreadable as problem:
+        old = MISSING if base is None else form.value(base)
+    except Problem as problem:
         raise _unreadable(form, base, sides, options, {"the base": problem}) from None
     try:
         merged = merge_values(old, values, options)
     except RecursionError:  # the limit counts the caller's frames too, so the formats' own limits cannot rule it out
-        raise _unreadable(
-            form, base, sides, options, {"every agent": Unreadable("nested too deeply to merge")}
-        ) from None
+        raise _unreadable(form, base, sides, options, {"every agent": Problem("it is nested too deeply")}) from None
     changes = {agent: merged.changes.get(agent, 1) for agent in sides}  # 1: only the layout changed
     if merged.value is MISSING:
         return Merged(None, merged.conflicts, changes)
-    first = next(iter(sides))
-    like, liked = (sides[first], values[first]) if base is None else (base, old)
-    data = _by_lines(form, merged.value, base, sides) if form.loses(like, liked) else None
-    if data is None:
-        data = like if same(merged.value, liked) else _written(form, merged.value, like, liked, options)
-    return Merged(data, merged.conflicts, changes)
+    conflicts = list(merged.conflicts)
+    try:
+        data = _written(form, merged.value, base, sides, options, conflicts)
+    except (Refused, Problem) as refused:
+        raise _unwritable(form, base, sides, options, refused.problem) from None
+    except RecursionError:
+        raise _unwritable(form, base, sides, options, _DEEP) from None
+    return Merged(data, tuple(conflicts), changes)
 
 
 def _extent(form: Format, base: bytes | None, value: Any) -> int:
     try:
-        old = (type(value)() if type(value) in (dict, list) else MISSING) if base is None else form.parse(base)
-    except Unreadable:
+        old = (type(value)() if type(value) in (dict, list) else MISSING) if base is None else form.value(base)
+    except Problem:
         return 1  # the only writer may have repaired the file
     return max(1, extent(old, value))
 
 
-def _parsed(form: Format, base: bytes | None, sides: Mapping[str, bytes], options: Options) -> dict[str, Any]:
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level and depth <= _DEPTH:
+        depth += 1
+        level = [
+            item
+            for parent in level
+            if type(parent) is dict or type(parent) is list
+            for item in (parent.values() if type(parent) is dict else parent)
+            if type(item) is dict or type(item) is list
+        ]
+    return depth
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def _values(form: Format, base: bytes | None, sides: Mapping[str, bytes], options: Options) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    problems: dict[str, Unreadable] = {}
+    problems: dict[str, Problem] = {}
     for agent, data in sides.items():
         try:
-            values[agent] = form.parse(data)
-        except Unreadable as problem:
+            values[agent] = form.value(data)
+        except Problem as problem:
             problems[agent] = problem
     if problems:
         raise _unreadable(form, base, sides, options, problems)
@@ -91,14 +141,19 @@ def _parsed(form: Format, base: bytes | None, sides: Mapping[str, bytes], option
 
 
 def _unreadable(
-    form: Format, base: bytes | None, sides: Mapping[str, bytes], options: Options, problems: dict[str, Unreadable]
+    form: Format, base: bytes | None, sides: Mapping[str, bytes], options: Options, problems: dict[str, Problem]
 ) -> MergeConflict:
-    resource = options.resource or "the resource"
-    reason = "; ".join(f"what {who} has is not valid {form.name}: {why}" for who, why in problems.items())
+    reasons = []
+    for who, why in problems.items():
+        at = "" if why.line is None else f"line {why.line}: "
+        if why.line is not None and why.column is not None:
+            at = f"line {why.line}, column {why.column}: "
+        reasons.append(f"what {who} has is not valid {form.name}: {at}{why.problem}")
     who, why = next(iter(problems.items()))
     return MergeConflict(
-        f"{resource} was not merged: {reason}. Nothing was published; write that version again, or drop it",
-        conflicts=(Conflict(options.resource, "", MISSING if base is None else base, dict(sides), reason),),
+        f"{options.resource or 'the resource'} was not merged: {'; '.join(reasons)}. Nothing was published; write that "
+        "version again, or drop it",
+        conflicts=(Conflict(options.resource, "", MISSING if base is None else base, dict(sides), "; ".join(reasons)),),
         resources=(options.resource,),
         agent=who,
         line=why.line,
@@ -106,28 +161,93 @@ def _unreadable(
     )
 
 
-def _by_lines(form: Format, value: Any, base: bytes | None, sides: Mapping[str, bytes]) -> bytes | None:
-    """The merge by lines if it is clean and says exactly `value`: it keeps everybody's comments and layout."""
-    merged = text(base, sides, Options())
-    try:
-        if not merged.conflicts and same(form.parse(merged.value), value):
-            return bytes(merged.value)
-    except Unreadable:
-        pass
-    return None
-
-
-def _written(form: Format, value: Any, like: bytes, liked: Any, options: Options) -> bytes:
-    try:
-        data = form.write(value, like, liked)
-        if same(form.parse(data), value):  # nothing is published that does not read back as what was meant
-            return data
-        problem = "it does not read back as the same value"
-    except Unreadable as unwritable:
-        problem = str(unwritable)
+def _unwritable(
+    form: Format, base: bytes | None, sides: Mapping[str, bytes], options: Options, problem: str
+) -> MergeConflict:
     reason = f"the merged value cannot be written as {form.name}: {problem}"
-    raise MergeConflict(
+    return MergeConflict(
         f"{options.resource or 'the resource'} was not merged: {reason}. Nothing was published",
-        conflicts=(Conflict(options.resource, "", like, {}, reason),),
+        conflicts=(Conflict(options.resource, "", MISSING if base is None else base, dict(sides), reason),),
         resources=(options.resource,),
     )
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _written(
+    form: Format,
+    value: Any,
+    base: bytes | None,
+    sides: Mapping[str, bytes],
+    options: Options,
+    conflicts: list[Conflict],
+) -> bytes:
+    """The text for the merged value: by lines if that says exactly the value, since it keeps everybody's comments and
+    layout; else the base's with the changes put in. What comments that loses are a conflict. Raises `Refused`."""
+    like = next(iter(sides.values())) if base is None else base
+    if form.comments or (len(like) < _READ_BY_PEOPLE and form.write(form.load(like), like) != like):
+        by_lines = text(base, sides, Options())
+        if not by_lines.conflicts and _says(form, by_lines.value, value):
+            return bytes(by_lines.value)
+    new = {agent: _comments(data) - _comments(base or b"") for agent, data in sides.items()} if form.comments else {}
+    if not any(new.values()):
+        return _in_style(form, value, like)
+    lost: dict[str, str] = {}
+    first: bytes | None = None
+    for candidate in _candidates(form, value, base, sides):
+        missing = {agent: found - _comments(candidate) for agent, found in new.items()}
+        if not any(missing.values()):
+            return candidate
+        if first is None:
+            first = candidate
+            lost = {agent: "\n".join(sorted(found)) for agent, found in missing.items() if found}
+    if first is None:
+        return _in_style(form, value, like)
+    reason = "comments that cannot be kept beside what others changed"
+    settle(Conflict(options.resource, "comments", "", lost, reason), options, conflicts)
+    return first
+
+
+def _candidates(form: Format, value: Any, base: bytes | None, sides: Mapping[str, bytes]) -> Iterator[bytes]:
+    """Texts that all say `value`, in the base's layout, in each agent's, and these merged by lines."""
+    dressed: dict[str, bytes] = {}
+    for agent, data in {**({} if base is None else {"": base}), **sides}.items():
+        try:
+            dressed[agent] = _in_style(form, value, data)
+        except Refused:
+            continue
+    plain = dressed.pop("", None)
+    merged = text(plain, dressed, Options()) if dressed else None
+    if merged is not None and not merged.conflicts and _says(form, merged.value, value):
+        yield bytes(merged.value)
+    yield from filter(None, (plain, *dressed.values()))
+
+
+def _in_style(form: Format, value: Any, like: bytes) -> bytes:
+    """`value` written in the style of `like`; nothing that does not read back as what was meant. Raises `Refused`."""
+    try:
+        if same(form.load(like), value):
+            return like
+    except Problem:
+        pass
+    data = form.write(value, like)
+    if not _says(form, data, value):
+        raise Refused("it does not read back as the same value")
+    return data
+
+
+def _says(form: Format, data: bytes, value: Any) -> bool:
+    try:
+        return same(form.load(data), value)
+    except (Problem, RecursionError):
+        return False
+
+
+_TEXTS = re.compile(rb"\"(?:[^\"\\\n]|\\.)*\"|'[^'\n]*'")
+_COMMENT = re.compile(rb"(?:^|(?<=[\s,\[\]{}]))#[^\r\n]*", re.MULTILINE)
+
+
+def _comments(data: bytes) -> set[str]:
+    """The comments of a YAML or TOML text. Part of a longer text may be taken for one: that keeps more."""
+    return {found.decode().rstrip() for found in _COMMENT.findall(_TEXTS.sub(b'""', data))}

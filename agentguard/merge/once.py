@@ -8,9 +8,9 @@ from typing import Any
 
 import orjson
 
+from agentguard.codecs.values import Problem, Refused
 from agentguard.exceptions import ConfigError
-from agentguard.merge.documents import Unreadable
-from agentguard.merge.json_format import Json
+from agentguard.merge.documents import JSON
 from agentguard.merge.rules import pointer
 from agentguard.merge.text import append, concatenated, newline_of, records_in
 from agentguard.merge.values import MISSING, Conflict, Merged, Options, canon, settle
@@ -85,8 +85,8 @@ def _record(line: bytes, key: str) -> dict[str, Any] | None:
     if b"{" not in line:
         return None
     try:
-        value = Json().parse(line)
-    except Unreadable:
+        value = JSON.value(line)
+    except Problem:
         return None
     return value if type(value) is dict and type(value.get(key)) in (str, int) else None
 
@@ -138,12 +138,12 @@ def _settled(name: _Id, record: _Record, options: Options, conflicts: list[Confl
         return None
     try:
         if type(answer) is not dict:
-            raise Unreadable("no record")
+            raise Problem("no record")
         like = record.lines[0]
-        written = next((line for line in record.lines if canon(Json().parse(line)) == canon(answer)), None)
+        written = next((line for line in record.lines if canon(JSON.value(line)) == canon(answer)), None)
         newline = b"\r\n" if like.endswith(b"\r\n") else b"\n"
-        return (written or Json().write(answer, like.strip(), None)).rstrip(b"\r\n") + newline
-    except Unreadable:
+        return (written or JSON.write(answer, like.strip())).rstrip(b"\r\n") + newline
+    except (Problem, Refused):
         raise ConfigError(
             f"the resolver returned {answer!r:.80} for {conflict.path} of {options.resource or 'the resource'}; it has "
             "to return a record (a dict of plain data) or MISSING, which adds none",

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from agentguard.codecs.values import same
 from agentguard.exceptions import ConfigError
 from agentguard.merge.leaves import LEAVES
 from agentguard.merge.lines import hunks, regions
 from agentguard.merge.rules import Rules, pointer
-from agentguard.merge.values import MISSING, Clash, Conflict, Merged, Options, canon, extent, order, same, settle
+from agentguard.merge.values import MISSING, Clash, Conflict, Merged, Options, canon, extent, order, settle
 
 _Path = tuple[str, ...]
 _Sides = Mapping[str, Any]

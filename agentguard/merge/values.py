@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 
 import orjson
 
+from agentguard.codecs.values import same
 from agentguard.exceptions import MergeConflict
 
 
@@ -94,39 +95,6 @@ def settle(conflict: Conflict, options: Options, conflicts: list[Conflict]) -> o
             pass  # the resolver's way to say: leave it
     conflicts.append(conflict)
     return conflict.base
-
-
-def same(a: object, b: object) -> bool:
-    """Strict equality of JSON-like values: `True`, `1` and `1.0` differ, missing differs from null, key order does
-    not matter."""
-    if a is b:
-        return True
-    kind = type(a)
-    if kind is not type(b):
-        return False
-    if kind is float:
-        return repr(a) == repr(b)  # tells -0.0 from 0.0
-    if a != b:
-        return False
-    if kind is not dict and kind is not list:
-        return True
-    # Equal for Python, so what is left to see is the order of keys and the types of numbers: equal texts have neither
-    # difference, and making the texts is many times faster than walking both values in Python.
-    try:
-        if orjson.dumps(a) == orjson.dumps(b):
-            return True
-    except TypeError:
-        pass
-    if kind is dict:
-        return _same_mapping(a, b)  # type: ignore[arg-type]
-    return all(map(same, a, b))  # type: ignore[call-overload]
-
-
-def _same_mapping(a: dict[Any, object], b: dict[Any, object]) -> bool:
-    # Keys may hide a type as well: {1: x} == {True: x} in Python, and YAML can write both.
-    return all(same(value, b[key]) for key, value in a.items()) and (
-        all(type(key) is str for key in a) or {(type(key), key) for key in a} == {(type(key), key) for key in b}
-    )
 
 
 _CANON = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS

@@ -16,6 +16,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import orjson
+from deepmerge import always_merger
 from report import interleaved, median, publish, table
 
 from agentguard.merge import Options, merge
@@ -52,19 +54,34 @@ def texts(folder: Path) -> Iterator[tuple[str, Work]]:
 
 
 def stores() -> Iterator[tuple[str, Work]]:
-    store: dict[str, Any] = {f"key {n}": {"name": f"item {n}", "n": n, "tags": ["a", "b"]} for n in range(100_000)}
-    base = json.dumps(store, indent=2).encode()
-    sides = {}
-    for name, first in (("one", 0), ("two", 50)):
-        changed = {key: {**value, "n": -1} if value["n"] % 100 == first else value for key, value in store.items()}
-        sides[name] = json.dumps(changed, indent=2).encode()
+    for count, peer in ((100_000, True), (1_000_000, False)):
+        store: dict[str, Any] = {f"key {n}": {"name": f"item {n}", "n": n, "tags": ["a", "b"]} for n in range(count)}
+        base = json.dumps(store).encode()
+        sides = {}
+        for name, first in (("one", 0), ("two", 50)):
+            changed = {key: {**value, "n": -1} if value["n"] % 100 == first else value for key, value in store.items()}
+            sides[name] = json.dumps(changed).encode()
+        store.clear()
 
-    def stdlib() -> None:
-        for data in (base, *sides.values()):
-            last = json.loads(data)
-        json.dumps(last, indent=2).encode()
+        def deepmerge(sides: dict[str, bytes] = sides) -> None:
+            """The fastest of deepmerge, mergedeep, dictdiffer, jsonpatch and jsonmerge; it knows no base."""
+            one, two = map(orjson.loads, sides.values())
+            orjson.dumps(always_merger.merge(one, two))
 
-    yield "json, 100,000 keys", {"ours": lambda: merge("json", base, sides), "json loads x 3 and dumps": stdlib}
+        def stdlib(base: bytes = base, sides: dict[str, bytes] = sides) -> None:
+            """Key by key, as one would by hand."""
+            old, one, two = map(json.loads, (base, *sides.values()))
+            for key, value in two.items():
+                if value != old[key]:
+                    one[key] = value
+            json.dumps(one).encode()
+
+        ours: Work = {"ours": lambda b=base, s=sides: merge("json", b, s)}  # type: ignore[misc]
+        name = f"json, {count:,} keys"
+        yield (
+            name,
+            {**ours, "deepmerge, with orjson": deepmerge} if peer else {**ours, "json: load, merge, dump": stdlib},
+        )
 
 
 def sheets() -> Iterator[tuple[str, Work]]:
