@@ -82,9 +82,15 @@ def patch(tree: Any, old: Any, new: Any) -> Any:
 
 def _put(tree: Any, key: Any, old: Any, new: Any) -> None:
     before = tree[key]
-    after = patch(before, old, new)
-    if after is not before:  # a container that was changed in place keeps its layout better if left alone
-        tree[key] = after
+    try:
+        after = patch(before, old, new)
+    except (ValueError, TypeError, LookupError, AttributeError):
+        after = new  # an array of tables takes no number, a merge key cannot be deleted: this one is written anew
+    if after is before:
+        return  # a container that was changed in place keeps its layout better if left alone
+    if type(before).__name__ == "AoT":  # TOML's array of tables, which nothing else can take the place of
+        del tree[key]
+    tree[key] = after
 
 
 def _quoted(before: Any, new: Any) -> Any:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from agentguard.codecs import jsontext, tomltext, yamltext
 from agentguard.codecs.values import Problem, Refused, check, same
 from agentguard.exceptions import MergeConflict
+from agentguard.merge.comments import lacking, transplanted, wanted
 from agentguard.merge.text import text
 from agentguard.merge.tree import merge_values
 from agentguard.merge.values import MISSING, Conflict, Merged, Options, extent, settle
@@ -190,38 +190,30 @@ def _written(
         by_lines = text(base, sides, Options())
         if not by_lines.conflicts and _says(form, by_lines.value, value):
             return bytes(by_lines.value)
-    new = {agent: _comments(data) - _comments(base or b"") for agent, data in sides.items()} if form.comments else {}
-    if not any(new.values()):
-        return _in_style(form, value, like)
-    lost: dict[str, str] = {}
-    first: bytes | None = None
-    for candidate in _candidates(form, value, base, sides):
-        missing = {agent: found - _comments(candidate) for agent, found in new.items()}
-        if not any(missing.values()):
-            return candidate
-        if first is None:
-            first = candidate
-            lost = {agent: "\n".join(sorted(found)) for agent, found in missing.items() if found}
-    if first is None:
-        return _in_style(form, value, like)
-    reason = "comments that cannot be kept beside what others changed"
-    settle(Conflict(options.resource, "comments", "", lost, reason), options, conflicts)
-    return first
+    data = _in_style(form, value, like)
+    return _with_comments(form, value, data, base or b"", sides, options, conflicts) if form.comments else data
 
 
-def _candidates(form: Format, value: Any, base: bytes | None, sides: Mapping[str, bytes]) -> Iterator[bytes]:
-    """Texts that all say `value`, in the base's layout, in each agent's, and these merged by lines."""
-    dressed: dict[str, bytes] = {}
-    for agent, data in {**({} if base is None else {"": base}), **sides}.items():
-        try:
-            dressed[agent] = _in_style(form, value, data)
-        except Refused:
-            continue
-    plain = dressed.pop("", None)
-    merged = text(plain, dressed, Options()) if dressed else None
-    if merged is not None and not merged.conflicts and _says(form, merged.value, value):
-        yield bytes(merged.value)
-    yield from filter(None, (plain, *dressed.values()))
+def _with_comments(
+    form: Format,
+    value: Any,
+    data: bytes,
+    base: bytes,
+    sides: Mapping[str, bytes],
+    options: Options,
+    conflicts: list[Conflict],
+) -> bytes:
+    """`data` with the comments that agents added, and those of the base that nobody removed. What cannot be put in is a
+    conflict."""
+    asked = wanted(base, sides)
+    dressed = transplanted(data, base, sides, asked)
+    if _says(form, dressed, value):
+        data = dressed
+    lost = lacking(data, asked)
+    if lost:
+        reason = "comments that cannot be kept beside what others changed"
+        settle(Conflict(options.resource, "comments", "", lost, reason), options, conflicts)
+    return data
 
 
 def _in_style(form: Format, value: Any, like: bytes) -> bytes:
@@ -242,12 +234,3 @@ def _says(form: Format, data: bytes, value: Any) -> bool:
         return same(form.load(data), value)
     except (Problem, RecursionError):
         return False
-
-
-_TEXTS = re.compile(rb"\"(?:[^\"\\\n]|\\.)*\"|'[^'\n]*'")
-_COMMENT = re.compile(rb"(?:^|(?<=[\s,\[\]{}]))#[^\r\n]*", re.MULTILINE)
-
-
-def _comments(data: bytes) -> set[str]:
-    """The comments of a YAML or TOML text. Part of a longer text may be taken for one: that keeps more."""
-    return {found.decode().rstrip() for found in _COMMENT.findall(_TEXTS.sub(b'""', data))}
