@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -219,13 +219,12 @@ def _side(database: apsw.Connection) -> Side:
     side = Side(schema(database, "main"))
     for name, table in new.items():
         if name in old and old[name].sql == table.sql:
-            if table.key:
-                edits = _edits(database, table)
-                if edits:
-                    side.edits[name] = edits
             mine, before = (loose(database, where, table) for where in ("main", "base"))
             if not _alike(mine, before):
                 side.loose[name] = mine
+            edits = _edits(database, table, (len(mine), len(before))) if table.key else {}
+            if edits:
+                side.edits[name] = edits
     kept = virtuals(database, "base")
     for name, virtual in virtuals(database, "main").items():
         if name in kept and kept[name] == virtual:
@@ -238,37 +237,40 @@ def _side(database: apsw.Connection) -> Side:
     return side
 
 
-def _edits(database: apsw.Connection, table: Table) -> dict[Row, Edit]:
+def _edits(database: apsw.Connection, table: Table, keyless: tuple[int, int]) -> dict[Row, Edit]:
+    """By key, what was done to rows that have one; `keyless`: how many have none, now and in the base."""
     name, width = quoted(table.name), len(table.columns)
     same = " AND ".join(
         f"m.{one} = b.{one}" + (f" AND m.{one} COLLATE BINARY = b.{one}" if table.collated else "")
         for one in (quoted(table.columns[number]) for number in table.key)
     )
-    differs = " OR ".join(
+    differs = [
         f"m.{one} COLLATE BINARY IS NOT b.{one}" + ("" if typed else f" OR typeof(m.{one}) <> typeof(b.{one})")
         for number, (one, typed) in enumerate(zip(map(quoted, table.columns), table.typed, strict=True))
         if number not in table.key or not typed
-    )
+    ]
     edits: dict[Row, Edit] = {}
 
-    def key_of(row: Row) -> Row:
+    def key_of(row: Sequence[Any]) -> Row:
         return tuple(row[number] for number in table.key)
 
-    for mine, theirs, other in (("b", "base", "main"), ("m", "main", "base")):
-        absent = f"NOT EXISTS (SELECT 1 FROM {other}.{name} {'m' if mine == 'b' else 'b'} WHERE {same})"
-        keyed = " AND ".join(f"{quoted(table.columns[number])} IS NOT NULL" for number in table.key)
-        rows = database.execute(
-            f"SELECT {listed(table, mine + '.')} FROM {theirs}.{name} {mine} WHERE {keyed} AND {absent}"
+    present = " AND ".join(f"m.{quoted(table.columns[number])} IS NOT NULL" for number in table.key)
+    absent = f"b.{quoted(table.columns[table.key[0]])} IS NULL"
+    added = 0
+    both = database.execute(
+        f"SELECT {absent}, {listed(table, 'b.')}, {listed(table, 'm.')} FROM main.{name} m LEFT JOIN base.{name} b "
+        f"ON {same} WHERE {present} AND ({' OR '.join([absent, *differs])})"
+    )
+    for new, *row in both:
+        added += new
+        edits[key_of(row[width:] if new else row)] = Edit(None if new else tuple(row[:width]), tuple(row[width:]))
+    counts = (next(database.execute(f"SELECT count(*) FROM {where}.{name}"))[0] for where in ("main", "base"))
+    if next(counts) - keyless[0] - added < next(counts) - keyless[1]:
+        gone = database.execute(
+            f"SELECT {listed(table, 'm.')} FROM base.{name} m WHERE {present} AND NOT EXISTS "
+            f"(SELECT 1 FROM main.{name} b WHERE {same})"
         )
-        for row in rows:
-            edits[key_of(row)] = Edit(row, None) if mine == "b" else Edit(None, row)
-    if differs:
-        both = database.execute(
-            f"SELECT {listed(table, 'b.')}, {listed(table, 'm.')} FROM main.{name} m JOIN base.{name} b ON {same} "
-            f"WHERE {differs}"
-        )
-        for row in both:
-            edits[key_of(row)] = Edit(row[:width], row[width:])
+        edits = {**{key_of(row): Edit(row, None) for row in gone}, **edits}  # first, to make room
     return edits
 
 
