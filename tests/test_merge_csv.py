@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentguard.exceptions import ConfigError, MergeConflict
-from agentguard.merge import MISSING, Merged, Options, check_strategy, default_strategy, merge
-from agentguard.merge.sheet import Sheet, Unreadable
+from agentguard.merge import MISSING, Merged, Options, check_strategy, csv_changes, default_strategy, merge
+from agentguard.merge.csv_sheet import Sheet, Unreadable
 
 BASE = b"id,name,count\n1,ann,10\n2,bob,20\n3,eve,30\n"
 
@@ -325,6 +325,21 @@ def test_lines_are_not_merged_where_that_would_move_cells() -> None:
     assert "would cut rows in two" in conflict.reason
 
 
+def test_many_rows_that_moved() -> None:
+    head, *lines = [b"id,x\n", *(b"%d,x\n" % number for number in range(2000))]
+    base = head + b"".join(lines)
+    first = head + b"new,1\n" + b"".join(lines).replace(b"5,x\n", b"5,y\n")
+    turned = head + b"".join(reversed(lines))
+    merged = merge("csv", base, {"a": first, "b": turned})
+    assert not merged.conflicts
+    assert merged.value == head + b"new,1\n" + b"".join(reversed(lines)).replace(b"5,x\n", b"5,y\n")
+    last = first + b"1999,x\n"
+    with pytest.raises(MergeConflict, match="in what a has, lines 2002 and 2003 have the same id '1999'"):
+        merge("csv:id", base, {"a": last, "b": turned})
+    with pytest.raises(MergeConflict, match="in what a has, lines 3 and 2002 have the same id '0'"):
+        merge("csv:id", base, {"a": first.replace(b"\n1999,x", b"\n0,x"), "b": turned})
+
+
 # -- columns ---
 
 
@@ -588,18 +603,22 @@ def check_shapes(case: tuple[Any, list[Any]]) -> None:
     check_algebra("csv:id", base, contents)
 
 
-@given(shapes())
-@settings(max_examples=300, deadline=None)
-def test_versions_of_any_shape(case: Any) -> None:
-    check_shapes(case)
+# How many rows may have moved before all of them are looked up: with tables as small as these, never or always.
+BOTH_WAYS = pytest.mark.parametrize("few", [100, -100])
+
+
+@BOTH_WAYS
+def test_versions_of_any_shape(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_changes, "_FEW", few)
+    settings(max_examples=200, deadline=None)(given(shapes())(check_shapes))()
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-@given(shapes())
-@settings(max_examples=20_000, deadline=None)
-def test_versions_of_any_shape_at_length(case: Any) -> None:
-    check_shapes(case)
+@BOTH_WAYS
+def test_versions_of_any_shape_at_length(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_changes, "_FEW", few)
+    settings(max_examples=20_000, deadline=None)(given(shapes())(check_shapes))()
 
 
 PIECES = st.lists(st.sampled_from(['"', '""', ",", "\n", "\r\n", "a", " ", ";", "é"]), max_size=14).map("".join)

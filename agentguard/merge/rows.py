@@ -7,23 +7,19 @@ ends of such rows stay as they are. Only rows that agents changed are looked up,
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from agentguard.exceptions import ConfigError
+from agentguard.merge.csv_changes import Base, Name, Row, Side, differs
+from agentguard.merge.csv_sheet import Dialect, NoKey, Problem, Sheet, Unreadable
 from agentguard.merge.leaves import LEAVES
 from agentguard.merge.refusals import AGAIN, refusal
 from agentguard.merge.rules import Rules, pointer
-from agentguard.merge.sheet import Dialect, NoKey, Problem, Sheet, Unreadable, decoded
 from agentguard.merge.text import text, whole
 from agentguard.merge.values import MISSING, Clash, Conflict, Merged, Options, settle
 
 _IDENTITY = ("id", "_id", "uuid", "key", "name")
 _BASE = "the base"
-
-Name = int | bytes
-"""Of a row: its number in the base, or the key of one that the base has not."""
-Row = dict[str, Any]  # by column; MISSING where the version has no such column
 
 
 def csv(base: bytes | None, sides: Mapping[str, bytes], options: Options, key: str | None = None) -> Merged:
@@ -57,7 +53,7 @@ def csv(base: bytes | None, sides: Mapping[str, bytes], options: Options, key: s
             if any(sheet.header != first.header for sheet in versions.values()):
                 return whole(base, sides, options, "created with different headers")
             old = Sheet(_BASE, first.dialect, first.mark, first.newline, first.closed, first.raw_header, first.header,
-                        [], 0, {})  # fmt: skip
+                        [], 0, {}, False)  # fmt: skip
         try:
             return _merged(old, versions, key, options)
         except NoKey as problem:
@@ -98,78 +94,6 @@ def _by_lines(
     return merged
 
 
-# --- finding rows ----------------------------------------------------------------------------------------------------
-
-
-class _Base:
-    """The base, its rows found by key and by their bytes. Raises `NoKey`."""
-
-    def __init__(self, sheet: Sheet, key: str) -> None:
-        self.sheet, self.key = sheet, key
-        self.keys = sheet.keys(sheet.header.index(key))
-        self.numbers = dict(zip(self.keys, range(len(self.keys)), strict=True))
-        if len(self.numbers) < len(self.keys):
-            raise _twice(sheet, key, self.keys)
-        self.places = dict(zip(sheet.records, range(len(sheet.records)), strict=True))
-
-    def key_of(self, name: Name) -> str:
-        return decoded(name if isinstance(name, bytes) else self.keys[name])
-
-    def record(self, name: Name) -> bytes | None:
-        return self.sheet.records[name] if isinstance(name, int) else None
-
-
-def _twice(sheet: Sheet, key: str, names: Sequence[Name], base: _Base | None = None) -> NoKey:
-    """What is wrong where one of `names`, those of the rows of a sheet, comes twice."""
-    seen: dict[Name, int] = {}
-    for number, name in enumerate(names):
-        if name in seen:
-            value = base.key_of(name) if base is not None else decoded(bytes(name))
-            line = sheet.line(number)
-            return NoKey(f"lines {sheet.line(seen[name])} and {line} have the same {key} {value!r}", sheet.who, line)
-        seen[name] = number
-    raise AssertionError("no name comes twice")
-
-
-@dataclass(eq=False)
-class _Side:
-    """What an agent made of the rows: their names in its order, and what it changed, added or (None) deleted."""
-
-    sheet: Sheet
-    names: list[Name]
-    edits: dict[Name, bytes | None]
-
-    @classmethod
-    def of(cls, sheet: Sheet, base: _Base) -> _Side:
-        old, at = base.sheet, sheet.header.index(base.key)
-        names: list[Any] = []
-        edits: dict[Name, bytes | None] = {}
-        if sheet.header == old.header:
-            names = list(map(base.places.get, sheet.records))
-            changed = [number for number, name in enumerate(names) if name is None]
-            for number, key in zip(changed, sheet.keys(at, changed), strict=True):
-                names[number] = name = base.numbers.get(key, key)
-                edits[name] = sheet.records[number]
-        else:
-            names = [base.numbers.get(key, key) for key in sheet.keys(at)]
-            for name, record in zip(names, sheet.records, strict=True):
-                before = base.record(name)
-                if before is None or _differs(old.row(before), sheet.row(record)):
-                    edits[name] = record
-        present = set(names)
-        if len(present) < len(names):
-            raise _twice(sheet, base.key, names, base)
-        if not edits and len(names) == len(old.records):
-            return cls(sheet, names, edits)
-        edits.update(dict.fromkeys(set(range(len(old.records))) - present))
-        return cls(sheet, names, edits)
-
-
-def _differs(old: Row, new: Row) -> bool:
-    """Whether a row says something else, as far as both have a column; an empty cell in a new one says nothing."""
-    return any(value != old.get(name, "") for name, value in new.items())
-
-
 def _merged(old: Sheet, versions: Mapping[str, Sheet], key: str | None, options: Options) -> Merged:
     everyone = [old, *versions.values()]
     for sheet in everyone:
@@ -185,8 +109,8 @@ def _merged(old: Sheet, versions: Mapping[str, Sheet], key: str | None, options:
                 reason = f"line 1 has no column {name!r} (only {', '.join(map(repr, sheet.header))})"
                 raise NoKey(reason, sheet.who, 1)
         try:
-            base = _Base(old, name)
-            sides = {agent: _Side.of(sheet, base) for agent, sheet in versions.items()}
+            base = Base(old, name)
+            sides = {agent: Side.of(sheet, base) for agent, sheet in versions.items()}
         except NoKey as found:
             problem = found
             continue
@@ -198,7 +122,7 @@ def _merged(old: Sheet, versions: Mapping[str, Sheet], key: str | None, options:
 
 
 class _Merge:
-    def __init__(self, base: _Base, sides: Mapping[str, _Side], options: Options) -> None:
+    def __init__(self, base: Base, sides: Mapping[str, Side], options: Options) -> None:
         self.base, self.old, self.sides, self.options = base, base.sheet, sides, options
         self.rules = Rules(options.paths)
         self.conflicts: list[Conflict] = []
@@ -239,7 +163,7 @@ class _Merge:
         for sheet in sheets if self.old.ends else ():
             self.old.ends = {**sheet.ends, **self.old.ends}
         data = self.old.file(self.raw_header, records, closed=closed)
-        again = Sheet.of(data, "the result", self.old.dialect, self.base.places)
+        again = Sheet.of(data, "the result", self.old.dialect, self.base.places if self.old.quotes else ())
         if again.header != self.header or again.records != records:  # nothing is published that reads back differently
             raise NoKey("what comes of it does not read back as the same rows")
         return data
@@ -309,7 +233,7 @@ class _Merge:
             agent: MISSING if record is None else self.sides[agent].sheet.row(record) for agent, record in made.items()
         }
         if base is not None:  # whoever only wrote it in another style has not changed it
-            rows = {agent: row for agent, row in rows.items() if row is MISSING or _differs(base, row)}
+            rows = {agent: row for agent, row in rows.items() if row is MISSING or differs(base, row)}
         gone = [agent for agent, row in rows.items() if row is MISSING]
         settled: Any
         if len(gone) == len(rows) and gone:
@@ -317,7 +241,7 @@ class _Merge:
         if gone:
             reason = f"deleted by {', '.join(gone)} and changed by others"
             settled = self._settle((self.base.key_of(name),), MISSING if base is None else base, rows, reason)
-        elif base is None and any(_differs(one, two) for one in rows.values() for two in rows.values()):
+        elif base is None and any(differs(one, two) for one in rows.values() for two in rows.values()):
             settled = self._settle((self.base.key_of(name),), MISSING, rows, "added differently")
         else:
             settled = {column: self._cell(name, column, base, rows) for column in self.header}

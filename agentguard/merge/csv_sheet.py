@@ -124,6 +124,7 @@ class Sheet:
     records: list[bytes]
     blank: int
     ends: dict[bytes, bytes]
+    quotes: bool
 
     @classmethod
     def of(cls, data: bytes, who: str, dialect: Dialect | None = None, known: Container[bytes] = ()) -> Sheet:
@@ -141,7 +142,8 @@ class Sheet:
         if closed:
             lines.pop()
         dialect = dialect or Dialect.of(lines[0] if lines else b"")
-        records, begun = (lines, None) if b'"' not in body else dialect.records(lines, newline, known)
+        quotes = b'"' in body
+        records, begun = dialect.records(lines, newline, known) if quotes else (lines, None)
         if begun is not None:
             raise Unreadable(f"line {begun + 1} opens a quote that is never closed", who, begun + 1)
         ends: dict[bytes, bytes] = {}
@@ -159,7 +161,7 @@ class Sheet:
         raw = records.pop(0) if records else b""
         if records and not raw:
             raise Unreadable("line 1 is empty, where the names of the columns should be", who, 1)
-        return cls(who, dialect, mark, newline, closed, raw, dialect.cells(raw), records, blank, ends)
+        return cls(who, dialect, mark, newline, closed, raw, dialect.cells(raw), records, blank, ends, quotes)
 
     def line(self, number: int) -> int:
         """The line of the file that a record begins in."""
@@ -172,9 +174,11 @@ class Sheet:
         delimiter = self.dialect.delimiter
         if b"" in records:
             raise self._bad(numbers, records.index(b""), "is empty")
+        look: Iterable[int] = ()
         if column == 0:
             found = [record.partition(delimiter)[0] for record in records]
-            look: Iterable[int] = [number for number, cell in enumerate(found) if cell[:1] == b'"']
+            if self.quotes:
+                look = [number for number, cell in enumerate(found) if cell[:1] == b'"']
         else:
             found = [b"".join(record.split(delimiter, column + 1)[column : column + 1]) for record in records]
             # An empty cell may be one that is not there.
