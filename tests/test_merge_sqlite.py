@@ -424,7 +424,7 @@ def test_tables_that_agents_alter_or_drop() -> None:
     for scripts, words in (
         ([alter + "UPDATE t SET y = 1", alter + "UPDATE t SET y = 2"], "alike, and rows in t differently"),
         (["DROP TABLE u", "UPDATE u SET x = 'y'"], "a0 changed the schema of u, and a1 rows in it"),
-        ([alter, "ALTER TABLE u ADD COLUMN y"], "each in another one"),
+        ([alter, "ALTER TABLE u ADD COLUMN y"], "altered or dropped by a0, a1, each another one: t, u"),
         (["ALTER TABLE u RENAME TO w", "INSERT INTO u VALUES ('k', 2, 'x')"], "a0 changed the schema of u"),
         (["DROP TABLE u", "ALTER TABLE u ADD COLUMN y"], "changed differently by a0, a1: the table u"),
     ):

@@ -17,6 +17,7 @@ from agentguard.exceptions import ConfigError
 from agentguard.merge.leaves import LEAVES
 from agentguard.merge.refusals import refusal
 from agentguard.merge.rules import Rules, pointer
+from agentguard.merge.sqlite_plan import planned
 from agentguard.merge.sqlite_versions import (
     SETTINGS,
     VERSIONS,
@@ -98,13 +99,14 @@ class _Merge:
         with opened(self.base) as old:
             self.schema, self.tables, self.virtuals = schema(old, "main"), tables(old, "main"), virtuals(old, "main")
             kept = set(old.execute("PRAGMA foreign_key_check"))
-        plan = self._plan()
-        if isinstance(plan, str):
-            return whole(self.given, self.sides, self.options, plan)
-        self.first, wanted = plan  # `first`: whose file the merge begins with; it has this agent's changes already
-        start = self.base if self.first is None else self.sides[self.first]
+        try:
+            plan = planned(self.schema, self.found, self.sides)
+        except Clash as clash:
+            return whole(self.given, self.sides, self.options, str(clash))
+        self.first = plan.first
+        start = self.base if plan.first is None else self.sides[plan.first]
         with opened(start) as database:
-            self._bring(database, wanted)
+            self._bring(database, plan.wanted)
             self._apply(database)
             broken = [one for one in database.execute("PRAGMA foreign_key_check") if one not in kept]
             if broken:
@@ -116,53 +118,6 @@ class _Merge:
         return Merged(bytes(data), tuple(self.conflicts), changes)
 
     # --- definitions
-
-    def _plan(self) -> tuple[str | None, dict[tuple[str, str], str | None]] | str:
-        """With whose file to begin, and what to define (None: drop) besides; or why the definitions do not fit."""
-        made: dict[tuple[str, str], dict[str, str | None]] = {}
-        for agent, side in self.found.items():
-            for one in {*self.schema, *side.schema}:
-                if side.schema.get(one) != self.schema.get(one):
-                    made.setdefault(one, {})[agent] = side.schema.get(one)
-        rebuilt: set[str] = set()  # who did to tables what cannot be done after them
-        for (kind, name), by in sorted(made.items()):
-            if len(set(by.values())) > 1:
-                return f"its schema was changed differently by {', '.join(by)}: the {kind} {name}"
-            sql = next(iter(by.values()))
-            if kind != "table":
-                continue
-            if (kind, name) in self.schema or any(self._is_virtual(agent, name) for agent in by):
-                rebuilt |= by.keys()
-                touched = [agent for agent, side in self.found.items() if name in side.touched() and agent not in by]
-                if touched:
-                    return f"{', '.join(by)} changed the schema of {name}, and {', '.join(touched)} rows in it"
-                if len(by) > 1 and sql is not None and not self._equal(name, list(by)):
-                    return f"its schema was changed by {', '.join(by)} alike, and rows in {name} differently"
-        if rebuilt:
-            first = next((agent for agent in self.found if self._has_all(agent, made, rebuilt)), None)
-            if first is None:
-                return f"its tables were changed by {', '.join(sorted(rebuilt))}, each in another one"
-        else:
-            first = next((agent for agent in self.found if any(agent in by for by in made.values())), None)
-        return first, {one: next(iter(by.values())) for one, by in made.items() if first not in by}
-
-    def _is_virtual(self, agent: str, name: str) -> bool:
-        with opened(self.sides[agent]) as database:
-            return any(name in (one.name, *one.shadows) for one in virtuals(database, "main").values())
-
-    def _equal(self, name: str, agents: list[str]) -> bool:
-        contents = []
-        for agent in agents:
-            with opened(self.sides[agent]) as database:
-                contents.append(exact(tuple(database.execute(f"SELECT * FROM {quoted(name)}"))))
-        return all(one == contents[0] for one in contents)
-
-    def _has_all(self, agent: str, made: Mapping[tuple[str, str], Mapping[str, str | None]], rebuilt: set[str]) -> bool:
-        return all(
-            agent in by
-            for (kind, name), by in made.items()
-            if kind == "table" and ((kind, name) in self.schema or any(self._is_virtual(one, name) for one in by))
-        )
 
     def _bring(self, database: apsw.Connection, wanted: Mapping[tuple[str, str], str | None]) -> None:
         """Define what agents other than the first added, and take what all of them put into new tables as added."""

@@ -22,6 +22,8 @@ SETTINGS = ("user_version", "application_id")
 _EXTERNAL = re.compile(r"""\bcontent\s*=\s*['"]?[^'",)\s]""", re.IGNORECASE)
 
 Row = tuple[Any, ...]
+Schema = dict[tuple[str, str], str]
+"""The text of each definition by its kind (table, index, view, trigger) and name."""
 
 
 class Unreadable(Exception):
@@ -68,9 +70,10 @@ class Edit:
 @dataclass
 class Side:
     """What a version changed: rows by table and key, rows without a key (all that it has now, rowid first), contents of
-    virtual tables. Tables whose definition changed are in `schema` alone."""
+    virtual tables. Tables whose definition changed are in `schema` alone. `modules`: virtual tables and their own."""
 
-    schema: dict[tuple[str, str], str]
+    schema: Schema
+    modules: frozenset[str] = frozenset()
     edits: dict[str, dict[Row, Edit]] = field(default_factory=dict)
     loose: dict[str, list[Row]] = field(default_factory=dict)
     virtual: dict[str, dict[str, list[Row]]] = field(default_factory=dict)
@@ -142,7 +145,7 @@ def opened(data: bytes, base: bytes | None = None) -> Iterator[apsw.Connection]:
 # --- what there is ---------------------------------------------------------------------------------------------------
 
 
-def schema(database: apsw.Connection, where: str) -> dict[tuple[str, str], str]:
+def schema(database: apsw.Connection, where: str) -> Schema:
     found = database.execute(
         f"SELECT type, name, sql FROM {where}.sqlite_schema WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
     )
@@ -165,9 +168,14 @@ def virtuals(database: apsw.Connection, where: str) -> dict[str, Virtual]:
     }
 
 
+def modules(database: apsw.Connection, where: str) -> frozenset[str]:
+    """The names of virtual tables and of those that hold their contents."""
+    return frozenset(name for one in virtuals(database, where).values() for name in (one.name, *one.shadows))
+
+
 def tables(database: apsw.Connection, where: str) -> dict[str, Table]:
     """The tables that hold rows of their own."""
-    special = {name for one in virtuals(database, where).values() for name in (one.name, *one.shadows)}
+    special = modules(database, where)
     found = {}
     for (kind, name), sql in schema(database, where).items():
         if kind == "table" and name not in special:
@@ -216,7 +224,7 @@ def exact(value: Any) -> Any:
 
 def _side(database: apsw.Connection) -> Side:
     old, new = tables(database, "base"), tables(database, "main")
-    side = Side(schema(database, "main"))
+    side = Side(schema(database, "main"), modules(database, "main"))
     for name, table in new.items():
         if name in old and old[name].sql == table.sql:
             mine, before = (loose(database, where, table) for where in ("main", "base"))
