@@ -26,9 +26,9 @@ def planned(base: Schema, found: Mapping[str, Side], versions: Mapping[str, byte
     """Raises `Clash` where the definitions do not fit each other, or the rows that others changed."""
     made: dict[tuple[str, str], dict[str, str | None]] = {}
     for agent, side in found.items():
-        for name in {*base, *side.schema}:
-            if side.schema.get(name) != base.get(name):
-                made.setdefault(name, {})[agent] = side.schema.get(name)
+        for one in {*base, *side.schema}:
+            if side.schema.get(one) != base.get(one):
+                made.setdefault(one, {})[agent] = side.schema.get(one)
     altered: dict[str, dict[str, str | None]] = {}
     for (kind, name), by in sorted(made.items()):
         if len(set(by.values())) > 1:
@@ -46,7 +46,7 @@ def planned(base: Schema, found: Mapping[str, Side], versions: Mapping[str, byte
     if altered and first is None:
         who = dict.fromkeys(agent for by in altered.values() for agent in by)
         raise Clash(f"tables were altered or dropped by {', '.join(who)}, each another one: {', '.join(altered)}")
-    return Plan(first, {name: next(iter(by.values())) for name, by in made.items() if first not in by})
+    return Plan(first, {one: next(iter(by.values())) for one, by in made.items() if first not in by})
 
 
 def _equal(name: str, versions: list[bytes]) -> bool:
