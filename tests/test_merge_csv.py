@@ -8,7 +8,7 @@ import itertools
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agentguard.exceptions import ConfigError, MergeConflict
@@ -323,6 +323,13 @@ def test_lines_are_not_merged_where_that_would_move_cells() -> None:
     two = base.replace(b'3\ny"', b'3"\ni,y')
     (conflict,) = merge("csv", base, {"a": one, "b": two}).conflicts
     assert "would cut rows in two" in conflict.reason
+
+
+def test_a_row_that_only_moved_has_not_changed() -> None:
+    head, one, two, three = BASE.splitlines(keepends=True)
+    merged = merge("csv", BASE, {"a": head + one + three + two, "b": head + one + two})
+    assert (merged.value, merged.conflicts) == (head + one + two, ())
+    assert merged.changes == {"a": 1, "b": 1}
 
 
 def test_many_rows_that_moved() -> None:
@@ -643,6 +650,8 @@ def check_reading(body: str) -> None:
 
 
 @given(PIECES)
+@example('"a\nb",c"d\n')
+@example('"a\nb,""\n",c\n')
 @settings(max_examples=500, deadline=None)
 def test_records_and_cells_are_those_of_the_csv_module(body: str) -> None:
     check_reading(body)
