@@ -637,8 +637,8 @@ def check_reading(body: str) -> None:
     try:
         sheet = Sheet.of(data, "a")
     except Unreadable:
-        # The csv module takes what is left as the last cell; a line end in it shows that the quote was not closed.
-        assert '"' in body
+        last = list(csv.reader(io.StringIO(data.decode() + "\nlast", newline="")))[-1]
+        assert last != ["last"]  # for the csv module too, a quote is still open at the end
         return
     expected = list(csv.reader(io.StringIO(data.decode(), newline="")))
     assert [sheet.dialect.cells(record) for record in [sheet.raw_header, *sheet.records]] == (
