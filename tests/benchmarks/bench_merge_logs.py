@@ -1,4 +1,4 @@
-"""Big logs merged from files: `python tests/benchmarks/bench_merge_logs.py [MB] [FOLDER]`; needs five times the space.
+"""Big logs merged from files: `python tests/benchmarks/bench_merge_logs.py [MB] [FOLDER]`. Needs 12 times MB.
 
 Two shards of one log, each with a hundredth of it added, against a copy of as many bytes as the result has, made with
 `shutil.copyfile` and flushed. Then the whole join, and what of it goes where. And the memory of a join, in a process of
