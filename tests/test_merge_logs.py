@@ -138,6 +138,14 @@ def check_records(base: bytes, added: list[bytes]) -> None:
     assert [c.path for c in again.conflicts] == [c.path for c in outcome.conflicts]
     later = merge("append:id", outcome.value, {n: outcome.value + side[len(base) :] for n, side in sides.items()})
     assert later.value == outcome.value
+    if len(sides) > 2 and not outcome.conflicts:  # two first and the third later
+        *others, last = sides
+        pair = merge("append:id", base, {name: sides[name] for name in others})
+        assert not pair.conflicts
+        assert merge("append:id", base, {"pair": pair.value, last: sides[last]}).value == outcome.value
+    twice = merge("append:id", base, {**sides, **{f"{name}'": side for name, side in sides.items()}, "idle": base})
+    assert twice.value == outcome.value
+    assert [c.path for c in twice.conflicts] == [c.path for c in outcome.conflicts]
     turned = merge("append:id", base, dict(reversed(sides.items())))
     assert sorted(turned.value.split(b"\n")) == sorted(outcome.value.split(b"\n"))
     assert sorted(c.path for c in turned.conflicts) == sorted(c.path for c in outcome.conflicts)
@@ -145,6 +153,21 @@ def check_records(base: bytes, added: list[bytes]) -> None:
     def records(data: bytes) -> list[bytes]:
         return [canon(json.loads(text)) for text in data.split(b"\n") if text]
 
+    def by_id(data: bytes) -> dict[bytes, set[bytes]]:
+        found: dict[bytes, set[bytes]] = {}
+        for text in filter(None, data.split(b"\n")):
+            found.setdefault(canon(json.loads(text)["id"]), set()).add(canon(json.loads(text)))
+        return found
+
+    # A conflict exactly where one id stands for different records, those of the base that nobody added to left aside.
+    meant, had = [by_id(side[len(base) :]) for side in sides.values()], by_id(base)
+    clashes = [
+        name
+        for name in {name for side in meant for name in side}
+        if len(set().union(had.get(name, ()), *(side.get(name, ()) for side in meant))) > 1
+        and set().union(*(side.get(name, ()) for side in meant)) - had.get(name, set())
+    ]
+    assert sorted(c.path for c in outcome.conflicts) == sorted(f"/{json.loads(name)}" for name in clashes)
     kept = set(records(outcome.value))
     for conflict in outcome.conflicts:
         for side in conflict.sides.values():

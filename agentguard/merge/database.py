@@ -1,346 +1,284 @@
 """Merges of SQLite databases by rows: `sqlite` finds a row by its primary key and merges it cell by cell.
 
-What each agent changed is worked out from its finished file and the base (SQLite's session extension), so tools may use
-any client. The result is the base with every change applied to it, and keeps its pages, indexes and settings.
+What each agent changed is worked out from its finished file and the base, so tools may use any client. The result is
+the base with every change applied to it, and keeps its pages, indexes and settings.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import apsw
 
-from agentguard.exceptions import ConfigError, MergeConflict
+from agentguard.exceptions import ConfigError
 from agentguard.merge.leaves import LEAVES
+from agentguard.merge.refusals import refusal
 from agentguard.merge.rules import Rules, pointer
+from agentguard.merge.sqlite_plan import planned
+from agentguard.merge.sqlite_versions import (
+    SETTINGS,
+    VERSIONS,
+    Edit,
+    Row,
+    Side,
+    Table,
+    Unreadable,
+    check,
+    exact,
+    listed,
+    loose,
+    opened,
+    quoted,
+    read,
+    schema,
+    sealed,
+    sequences,
+    shadows,
+    tables,
+    virtuals,
+)
 from agentguard.merge.text import whole
 from agentguard.merge.values import MISSING, Clash, Conflict, Merged, Options, settle
 
-_MAGIC = b"SQLite format 3\0"
-_VERSIONS = slice(18, 20)  # of the format: 2 for a write-ahead log, which a database in memory cannot have
 _CELLS = (int, float, str, bytes, type(None))
-
-Row = tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class _Table:
-    name: str
-    columns: tuple[str, ...]
-    key: tuple[int, ...]  # the columns of the primary key, in its order
-    sql: str
-
-
-@dataclass
-class _Edit:
-    """What one agent did to one row: `old` and `new` are whole or partly `apsw.no_change`; None: no such row."""
-
-    old: Row | None
-    new: Row | None
-
-
-@dataclass
-class _Side:
-    schema: dict[tuple[str, str], str]
-    edits: dict[str, dict[Row, _Edit]] = field(default_factory=dict)
-    replaced: set[str] = field(default_factory=set)  # tables without a primary key that it changed
-
-
-class _Unreadable(Exception):
-    pass
+_LOOSE = "rows without a primary key, which cannot be told apart, were changed by several agents"
+_VIRTUAL = "a virtual table, whose contents cannot be taken apart, was changed by several agents"
 
 
 def sqlite(base: bytes | None, sides: Mapping[str, bytes], options: Options) -> Merged:
-    """Rows by primary key, cell by cell. One agent may change the schema besides, unless others changed rows of those
-    tables. `paths`: "/table/*/column" for cells, and "/table" = "append" gives rows that several agents added under one
-    integer key new keys instead of a conflict.
+    """Rows by primary key, cell by cell. Agents may add tables, indexes, views and triggers; one agent may alter or
+    drop tables, unless others changed rows in them. `paths`: "/table/*/column" for cells, "/PRAGMA/user_version", and
+    "/table" = "append" gives rows that several agents added under one integer key new keys instead of a conflict, and
+    keeps the rows that they added to a table without a key.
 
     A conflict: one cell changed differently, a row deleted and changed, one key added differently, a row that a
-    constraint forbids beside another one's, schemas changed differently, a table without a primary key changed by
-    several agents. Raises MergeConflict for a file that is no database, naming the agent.
+    constraint forbids beside another one's, a foreign key that only all changes together break, one table, index, view
+    or trigger changed differently, rows without a primary key or a virtual table changed by several agents (a full-text
+    index of another table is built anew instead). Raises MergeConflict for a file that is no database, naming the
+    agent.
     """
     origin = base or b""
     if len(sides) == 1:
         ((agent, data),) = sides.items()
-        with contextlib.suppress(_Unreadable):
-            return Merged(data, (), {agent: max(1, _extent(_side(origin, data)))})
+        with contextlib.suppress(Unreadable):
+            return Merged(data, (), {agent: max(1, read(origin, data, agent).extent())})
         return Merged(data, (), {agent: 1})
     try:
-        _check(origin, "the base")
-        found = {}
-        for agent, data in sides.items():
-            found[agent] = _read(origin, data, agent)
-        return _Merge(origin, sides, found, options).run(base)
-    except _Unreadable as problem:
-        raise MergeConflict(
-            f"{options.resource or 'the resource'} was not merged: {problem}. Nothing was published; write that "
-            "version again, or drop it",
-            conflicts=(Conflict(options.resource, "", MISSING if base is None else base, dict(sides), str(problem)),),
-            resources=(options.resource,),
-        ) from None
+        check(origin, "the base")
+        found = {agent: read(origin, data, agent) for agent, data in sides.items()}
+        return _Merge(base, sides, found, options).run()
+    except Unreadable as problem:
+        raise refusal(str(problem), base, sides, options, agent=problem.who) from None
 
 
-def _check(data: bytes, who: str) -> None:
-    if data and not data.startswith(_MAGIC):
-        raise _Unreadable(f"what {who} has is not an SQLite database")
+@dataclass(frozen=True)
+class _Step:
+    """What is to be done to one row: from what is in the database to what should be. `wanted`: by whom, and what."""
 
-
-def _read(base: bytes, data: bytes, agent: str) -> _Side:
-    _check(data, agent)
-    try:
-        return _side(base, data)
-    except apsw.Error as error:
-        raise _Unreadable(f"what {agent} has cannot be read as a database: {error}") from error
-
-
-def _plain(data: bytes) -> bytes:
-    changed = bytearray(data)
-    if data:
-        changed[_VERSIONS] = b"\1\1"
-    return bytes(changed)
-
-
-@contextlib.contextmanager
-def _opened(data: bytes, base: bytes | None = None) -> Iterator[apsw.Connection]:
-    database = apsw.Connection(":memory:")
-    try:
-        database.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
-        database.config(apsw.SQLITE_DBCONFIG_DEFENSIVE, 0)
-        if data:
-            database.deserialize("main", _plain(data))
-        if base is not None:
-            database.execute("ATTACH ':memory:' AS base")
-            if base:
-                database.deserialize("base", _plain(base))
-        yield database
-    finally:
-        database.close(True)
-
-
-def _schema(database: apsw.Connection, where: str) -> dict[tuple[str, str], str]:
-    found = database.execute(
-        f"SELECT type, name, sql FROM {where}.sqlite_schema WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
-    )
-    return {(kind, name): sql for kind, name, sql in found}
-
-
-def _tables(database: apsw.Connection, where: str) -> dict[str, _Table]:
-    shadows = {
-        name
-        for _, name, kind, *_ in database.execute("SELECT * FROM pragma_table_list WHERE schema = ?", (where,))
-        if kind in ("shadow", "virtual")
-    }
-    tables = {}
-    for (kind, name), sql in _schema(database, where).items():
-        if kind == "table" and name not in shadows:
-            info = list(database.execute("SELECT name, pk FROM pragma_table_info(?, ?)", (name, where)))
-            key = sorted((pk, number) for number, (_, pk) in enumerate(info) if pk)
-            tables[name] = _Table(name, tuple(column for column, _ in info), tuple(n for _, n in key), sql)
-    return tables
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
-
-
-def _side(base: bytes, data: bytes) -> _Side:
-    """What turned the base into this version, table by table; of tables whose definition changed, nothing."""
-    with _opened(data, base) as database:
-        old, new = _tables(database, "base"), _tables(database, "main")
-        side = _Side(_schema(database, "main"))
-        shared = [table for name, table in new.items() if name in old and old[name].sql == table.sql]
-        session = apsw.Session(database, "main")
-        try:
-            for table in shared:
-                if table.key:
-                    session.attach(table.name)
-                    session.diff("base", table.name)
-                elif _differs(database, table.name):
-                    side.replaced.add(table.name)
-            for change in apsw.Changeset.iter(session.changeset()):
-                row = change.old if change.old is not None else change.new
-                assert row is not None
-                if change.op == "UPDATE":
-                    assert change.old is not None
-                    row = change.old
-                key = tuple(row[number] for number in new[change.name].key)
-                side.edits.setdefault(change.name, {})[key] = _Edit(change.old, change.new)
-        finally:
-            session.close()
-        return side
-
-
-def _differs(database: apsw.Connection, name: str) -> bool:
-    table = _quoted(name)
-    counts = [next(database.execute(f"SELECT count(*) FROM {where}.{table}"))[0] for where in ("main", "base")]
-    if counts[0] != counts[1]:
-        return True
-    rows = f"SELECT *, count(*) FROM {{}}.{table} GROUP BY {_columns(database, name)}"
-    both = (rows.format(where) for where in ("main", "base"))
-    return next(database.execute(" EXCEPT ".join(both) + " LIMIT 1"), None) is not None
-
-
-def _columns(database: apsw.Connection, name: str) -> str:
-    return ", ".join(
-        _quoted(column) for (column,) in database.execute("SELECT name FROM pragma_table_info(?)", (name,))
-    )
-
-
-def _extent(side: _Side) -> int:
-    return sum(map(len, side.edits.values())) + len(side.replaced)
+    table: Table
+    key: Row
+    before: Row | None
+    after: Row | None
+    wanted: Mapping[str, Row | None]
 
 
 class _Merge:
-    def __init__(self, base: bytes, sides: Mapping[str, bytes], found: Mapping[str, _Side], options: Options) -> None:
-        self.base, self.sides, self.found, self.options = base, sides, found, options
+    def __init__(
+        self, given: bytes | None, sides: Mapping[str, bytes], found: Mapping[str, Side], options: Options
+    ) -> None:
+        self.given, self.base, self.sides, self.found, self.options = given, given or b"", sides, found, options
         self.rules = Rules(options.paths)
         self.conflicts: list[Conflict] = []
+        self.largest: dict[str, int] = {}
 
-    def run(self, given: bytes | None) -> Merged:
-        changes = {agent: max(1, _extent(side)) for agent, side in self.found.items()}
-        with _opened(self.base) as old:
-            schema, tables = _schema(old, "main"), _tables(old, "main")
-        changed = [agent for agent, side in self.found.items() if side.schema != schema]
-        start = self.base
-        if changed:
-            first = self.found[changed[0]]
-            if any(self.found[agent].schema != first.schema for agent in changed):
-                reason = f"its schema was changed differently by {', '.join(changed)}"
-                return whole(given, self.sides, self.options, reason)
-            if not schema:  # all of them made the database
-                return self._made(given, changed, changes)
-            clash = self._altered(schema, first.schema, tables, changed)
-            if clash is not None:
-                return whole(given, self.sides, self.options, clash)
-            start = self.sides[changed[0]]
-        with _opened(start) as database:
-            kept = self._violations(database)
-            self._apply(database, tables, changed)
-            if self._violations(database) > kept and not self.conflicts:
-                reason = "together the changes break a foreign key, which those of no single agent do"
-                return whole(given, self.sides, self.options, reason)
+    def run(self) -> Merged:
+        changes = {agent: max(1, side.extent()) for agent, side in self.found.items()}
+        with opened(self.base) as old:
+            self.schema, self.tables, self.virtuals = schema(old, "main"), tables(old, "main"), virtuals(old, "main")
+            kept = set(old.execute("PRAGMA foreign_key_check"))
+        try:
+            plan = planned(self.schema, self.found, self.sides)
+        except Clash as clash:
+            return whole(self.given, self.sides, self.options, str(clash))
+        self.first = plan.first
+        start = self.base if plan.first is None else self.sides[plan.first]
+        with opened(start) as database:
+            self._bring(database, plan.wanted)
+            self._apply(database)
+            broken = [one for one in database.execute("PRAGMA foreign_key_check") if one not in kept]
+            if broken:
+                reason = self._orphans(database, broken)
+                outcome = whole(self.given, self.sides, self.options, reason)
+                return Merged(outcome.value, (*self.conflicts, *outcome.conflicts), changes)
             data = bytearray(database.serialize("main"))
-        if start:
-            data[_VERSIONS] = start[_VERSIONS]
-        if self.conflicts and changed:
-            return Merged(given, tuple(self.conflicts), changes)
+        data[VERSIONS] = (self.base or start)[VERSIONS]
         return Merged(bytes(data), tuple(self.conflicts), changes)
 
-    def _made(self, given: bytes | None, changed: list[str], changes: dict[str, int]) -> Merged:
-        """There was no database, or an empty one: the base is what all of them made, without a row."""
-        with _opened(self.sides[changed[0]]) as database:
-            for table in _tables(database, "main").values():
-                database.execute(f"DELETE FROM {_quoted(table.name)}")
-            empty = bytes(database.serialize("main"))
-        found = {agent: _read(empty, data, agent) for agent, data in self.sides.items()}
-        merged = _Merge(empty, self.sides, found, self.options).run(empty)
-        return Merged(given if merged.conflicts else merged.value, merged.conflicts, {**changes, **merged.changes})
+    # --- definitions
 
-    def _altered(
-        self,
-        old: Mapping[tuple[str, str], str],
-        new: Mapping[tuple[str, str], str],
-        tables: Mapping[str, _Table],
-        changed: list[str],
-    ) -> str | None:
-        """Why what others changed does not fit the new schema; None if it does."""
-        altered = {name for (kind, name), sql in old.items() if kind == "table" and new.get((kind, name)) != sql}
-        for agent, side in self.found.items():
-            if agent not in changed:
-                touched = sorted(altered & {*side.edits, *side.replaced})
-                if touched:
-                    return f"{', '.join(changed)} changed the schema of {', '.join(touched)}, and {agent} rows in it"
-        return None
+    def _bring(self, database: apsw.Connection, wanted: Mapping[tuple[str, str], str | None]) -> None:
+        """Define what agents other than the first added, and take what all of them put into new tables as added."""
+        rank = ("table", "index", "view", "trigger")
+        for (kind, name), sql in sorted(wanted.items(), key=lambda item: rank.index(item[0][0])):
+            if (kind, name) in self.schema:
+                database.execute(f"DROP {kind} IF EXISTS {quoted(name)}")
+            if sql is not None:
+                database.execute(sql)
+        for name, table in tables(database, "main").items():
+            if ("table", name) not in self.schema:
+                self.tables[name] = table
+                for agent, data in self.sides.items():
+                    if ("table", name) in self.found[agent].schema:
+                        self._added(table, data, self.found[agent])
 
-    def _apply(self, database: apsw.Connection, tables: Mapping[str, _Table], changed: list[str]) -> None:
-        """Every change into a database that has those of the first agent of `changed` already, if there is one."""
-        for name in sorted({name for side in self.found.values() for name in side.replaced}):
-            writers = [agent for agent, side in self.found.items() if name in side.replaced]
-            if len({self.sides[agent] for agent in writers}) > 1:
-                rows = dict.fromkeys(writers, f"a version of the table {name}")
-                reason = "a table without a primary key, whose rows cannot be told apart, was changed by several agents"
-                self._settle((name,), "the table of the base", rows, reason)
-            elif writers[0] not in changed[:1]:
-                self._take_over(database, name, self.sides[writers[0]])
-        todo: list[tuple[_Table, Row, Row | None, Row | None]] = []
-        for name in sorted({name for side in self.found.values() for name in side.edits}):
-            table = tables[name]
-            edits: dict[Row, dict[str, _Edit]] = {}
+    @staticmethod
+    def _added(table: Table, data: bytes, side: Side) -> None:
+        with opened(data) as database:
+            keyless = loose(database, "main", table)
+            if keyless:
+                side.loose[table.name] = keyless
+            if table.key:
+                keyed = f"NOT ({table.loose})"
+                rows = database.execute(f"SELECT {listed(table)} FROM {quoted(table.name)} WHERE {keyed}")
+                edits = {tuple(row[number] for number in table.key): Edit(None, row) for row in rows}
+                if edits:
+                    side.edits[table.name] = edits
+
+    # --- contents
+
+    def _apply(self, database: apsw.Connection) -> None:
+        database.execute("PRAGMA foreign_keys = OFF")
+        database.execute("BEGIN")
+        for table in self.tables.values():
+            self._loose(database, table)
+        self._write(database, list(self._steps()))
+        for name in self.virtuals:
+            self._virtual(database, name)
+        counted = [sequences(database, "main"), *(side.sequences for side in self.found.values())]
+        for name, seq in counted[0].items():
+            top = max(one.get(name, seq) for one in counted)
+            if top != seq:
+                database.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = ?", (top, name))
+        database.execute("COMMIT")
+        for name in SETTINGS:
+            self._setting(database, name)
+
+    def _setting(self, database: apsw.Connection, name: str) -> None:
+        made = {agent: side.settings[name] for agent, side in self.found.items() if name in side.settings}
+        if made:
+            with opened(self.base) as old:
+                (start,) = next(old.execute(f"PRAGMA {name}"))
+            value = self._leaf(("PRAGMA", name), start, made)
+            if type(value) is not int:
+                raise ConfigError(
+                    f"the resolver returned {value!r:.80} for {name} of {self.options.resource or 'the resource'}; it "
+                    "has to return an integer",
+                    resource=self.options.resource,
+                )
+            database.execute(f"PRAGMA {name} = {value}")
+
+    def _loose(self, database: apsw.Connection, table: Table) -> None:
+        """Rows without a key."""
+        made = {agent: side.loose[table.name] for agent, side in self.found.items() if table.name in side.loose}
+        if not made:
+            return
+        before: list[Row] = []
+        if ("table", table.name) in self.schema:
+            with opened(self.base) as old:
+                before = loose(old, "main", table)
+        contents = {agent: [row[1:] for row in rows] for agent, rows in made.items()}
+        distinct = {exact(tuple(rows)) for rows in contents.values()}
+        rows = next(iter(made.values()))
+        if self.rules.of((table.name,)) == "append" and len(made) > 1:
+            start = [row[1:] for row in before]
+            if all(exact(tuple(one[: len(start)])) == exact(tuple(start)) for one in contents.values()):
+                rows = before + [(None, *row) for one in contents.values() for row in one[len(start) :]]
+                distinct.clear()
+        if len(distinct) > 1:
+            shown = {agent: [_named(table, row) for row in rows] for agent, rows in contents.items()}
+            base = [_named(table, row[1:]) for row in before]
+            settled = self._settle((table.name,), base, shown, _LOOSE)
+            if settled is MISSING or not isinstance(settled, Sequence):
+                settled = [] if settled is MISSING else [settled]
+            rows = before if settled is base else [(None, *self._as_row(table, row)) for row in settled]
+        name = quoted(table.name)
+        database.execute(f"DELETE FROM {name} WHERE {table.loose}")
+        number = f"{table.rowid}, " if table.rowid else ""
+        skip = 0 if table.rowid else 1
+        marks = ", ".join("?" * (len(table.columns) + 1 - skip))
+        database.executemany(
+            f"INSERT OR ABORT INTO {name} ({number}{listed(table)}) VALUES ({marks})", (row[skip:] for row in rows)
+        )
+
+    def _virtual(self, database: apsw.Connection, name: str) -> None:
+        made = {agent: side.virtual[name] for agent, side in self.found.items() if name in side.virtual}
+        virtual = self.virtuals[name]
+        if not made or ("table", name) not in schema(database, "main"):
+            return
+        distinct = set(map(sealed, made.values()))
+        if len(distinct) > 1 and virtual.derived:
+            database.execute(f"INSERT INTO {quoted(name)} ({quoted(name)}) VALUES ('rebuild')")
+            return
+        contents = next(iter(made.values()))
+        if len(distinct) > 1:
+            with opened(self.base) as old:
+                before = shadows(old, "main", virtual)
+            contents = before
+            versions = dict.fromkeys(made, "a version of the table")  # which no resolver could put together
+            self.conflicts.append(
+                Conflict(self.options.resource, pointer((name,)), "the table of the base", versions, _VIRTUAL)
+            )
+        for shadow, rows in contents.items():
+            database.execute(f"DELETE FROM {quoted(shadow)}")
+            if rows:
+                marks = ", ".join("?" * len(rows[0]))
+                database.executemany(f"INSERT INTO {quoted(shadow)} VALUES ({marks})", rows)
+
+    # --- rows
+
+    def _steps(self) -> Iterator[_Step]:
+        for name in sorted(self.tables):
+            edits: dict[Row, dict[str, Edit]] = {}
             for agent, side in self.found.items():
                 for key, edit in side.edits.get(name, {}).items():
                     edits.setdefault(key, {})[agent] = edit
             for key, made in edits.items():
-                todo += self._row(database, table, key, made, changed)
-        self._write(database, todo)
+                yield from self._row(self.tables[name], key, made)
 
-    def _take_over(self, database: apsw.Connection, name: str, data: bytes) -> None:
-        table = _quoted(name)
-        with _opened(data) as other:
-            rows = list(other.execute(f"SELECT * FROM {table}"))
-        database.execute(f"DELETE FROM {table}")
-        if rows:
-            database.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
-
-    def _row(
-        self, database: apsw.Connection, table: _Table, key: Row, made: Mapping[str, _Edit], changed: list[str]
-    ) -> Iterator[tuple[_Table, Row, Row | None, Row | None]]:
-        """What is to be done to one row: (table, key, row in the database now, row to be)."""
-        now = self._find(database, table, key)
-        if len(made) == 1:
-            ((agent, edit),) = made.items()
-            if agent not in changed[:1]:
-                before = None if edit.old is None else now
-                yield table, key, before, _overlaid(before, edit.new) if edit.new is not None else None
-            return
-        rows: dict[str, Any] = {}
-        base = self._base_row(table, key, made, now)
-        for agent, edit in made.items():
-            rows[agent] = _overlaid(base, edit.new) if edit.new is not None else None
-        if len(set(map(_exact, rows.values()))) == 1 and not (self.rules.repeating and base is not None):
-            merged: Any = next(iter(rows.values()))
+    def _row(self, table: Table, key: Row, made: Mapping[str, Edit]) -> Iterator[_Step]:
+        base = next(iter(made.values())).old
+        rows = {agent: edit.new for agent, edit in made.items()}
+        now = base if self.first is None else rows.get(self.first, base)
+        if len(set(map(exact, rows.values()))) == 1 and not (self.rules.repeating and base is not None):
+            merged = next(iter(rows.values()))
         elif base is None and self.rules.of((table.name,)) == "append" and _counted(table, key):
-            yield from self._renumbered(database, table, key, now, rows)
+            yield from self._renumbered(table, key, now, made)
             return
         elif base is None or None in rows.values():
             gone = [agent for agent, row in rows.items() if row is None]
-            reason = f"deleted by {', '.join(gone)} and changed by others" if gone else "added differently"
-            named = {agent: MISSING if row is None else _named(table, row) for agent, row in rows.items()}
-            settled = self._settle(
-                (table.name, *_texts(key)), MISSING if base is None else _named(table, base), named, reason
-            )
-            merged = None if settled is MISSING else self._as_row(table, settled)
+            if len(gone) == len(rows):
+                merged = None
+            else:
+                reason = f"deleted by {', '.join(gone)} and changed by others" if gone else "added differently"
+                merged = self._settled(table, key, base, rows, reason)
         else:
-            merged = tuple(self._cell(table, key, n, base, rows) for n in range(len(table.columns)))
-        if _exact(merged) != _exact(now):
-            yield table, key, now, merged
+            kept = {agent: row for agent, row in rows.items() if row is not None}
+            merged = tuple(self._cell(table, key, n, base, kept) for n in range(len(table.columns)))
+        if exact(merged) != exact(now):
+            yield _Step(table, key, now, merged, rows)
 
-    def _base_row(self, table: _Table, key: Row, made: Mapping[str, _Edit], now: Row | None) -> Row | None:
-        if any(edit.old is None for edit in made.values()):
-            return None
-        for edit in made.values():
-            if edit.new is None and edit.old is not None:
-                return edit.old  # a deletion tells the whole row
-        with _opened(self.base) as database:
-            return self._find(database, table, key)
+    def _cell(self, table: Table, key: Row, column: int, base: Row, rows: Mapping[str, Row]) -> Any:
+        start = base[column]
+        made = {agent: row[column] for agent, row in rows.items() if exact(row[column]) != exact(start)}
+        return self._leaf((table.name, *_texts(key), table.columns[column]), start, made) if made else start
 
-    @staticmethod
-    def _find(database: apsw.Connection, table: _Table, key: Row) -> Row | None:
-        return next(
-            database.execute(f"SELECT {_listed(table)} FROM {_quoted(table.name)} WHERE {_where(table)}", key), None
-        )
-
-    def _cell(self, table: _Table, key: Row, column: int, base: Row, rows: Mapping[str, Row]) -> Any:
-        start, name = base[column], table.columns[column]
-        made = {agent: row[column] for agent, row in rows.items() if _exact(row[column]) != _exact(start)}
-        if not made:
-            return start
-        path = (table.name, *_texts(key), name)
+    def _leaf(self, path: tuple[str, ...], start: Any, made: Mapping[str, Any]) -> Any:
         strategy = self.rules.of(path)
-        alike = len(set(map(_exact, made.values()))) == 1
-        if strategy != "json" and not (alike and not self.rules.repeating):
+        alike = len(set(map(exact, made.values()))) == 1
+        if len(made) > 1 and strategy != "json" and not (alike and not self.rules.repeating):
             try:
                 return LEAVES[strategy](start, made)
             except KeyError:
@@ -349,62 +287,72 @@ class _Merge:
                 return self._settle(path, start, made, str(clash))
         return next(iter(made.values())) if alike else self._settle(path, start, made, "changed to different values")
 
-    def _renumbered(
-        self, database: apsw.Connection, table: _Table, key: Row, now: Row | None, rows: Mapping[str, Row]
-    ) -> Iterator[tuple[_Table, Row, Row | None, Row | None]]:
+    def _renumbered(self, table: Table, key: Row, now: Row | None, made: Mapping[str, Edit]) -> Iterator[_Step]:
         """Rows that agents added under one key: the first keeps it, the others follow after every key in use."""
         number = table.key[0]
-        kept = False
-        for row in dict.fromkeys(rows.values()):
-            if not kept:
-                kept = True
-                if _exact(row) != _exact(now):
-                    yield table, key, now, row
+        rows = dict.fromkeys(edit.new for edit in made.values() if edit.new is not None)
+        for at, row in enumerate(rows):
+            wanted = {agent: edit.new for agent, edit in made.items() if exact(edit.new) == exact(row)}
+            if not at:
+                if exact(row) != exact(now):
+                    yield _Step(table, key, now, row, wanted)
                 continue
-            self._next = max(getattr(self, "_next", 0), self._largest(table)) + 1
-            yield table, (self._next,), None, (*row[:number], self._next, *row[number + 1 :])
+            if table.name not in self.largest:
+                self.largest[table.name] = self._largest(table)
+            self.largest[table.name] = fresh = self.largest[table.name] + 1
+            yield _Step(table, (fresh,), None, (*row[:number], fresh, *row[number + 1 :]), wanted)
 
-    def _largest(self, table: _Table) -> int:
-        """The largest key of a table in any version."""
-        found = 0
+    def _largest(self, table: Table) -> int:
+        """The largest key of a table in any version, or that was ever given in one."""
+        found = max((side.sequences.get(table.name, 0) for side in self.found.values()), default=0)
         for data in (self.base, *self.sides.values()):
-            with _opened(data) as database:
-                top = next(
-                    database.execute(f"SELECT max({_quoted(table.columns[table.key[0]])}) FROM {_quoted(table.name)}")
-                )
-                found = max(found, top[0] or 0)
+            with opened(data) as database:
+                if ("table", table.name) in schema(database, "main"):
+                    column = quoted(table.columns[table.key[0]])
+                    top = next(database.execute(f"SELECT max({column}) FROM {quoted(table.name)}"))
+                    found = max(found, top[0] or 0)
         return found
 
-    def _write(self, database: apsw.Connection, todo: list[tuple[_Table, Row, Row | None, Row | None]]) -> None:
-        """Make the changes; in whatever order they go. What a constraint forbids is a conflict, and stays as it was."""
-        database.execute("PRAGMA foreign_keys = OFF")
-        database.execute("BEGIN")
-        left = list(todo)
+    def _write(self, database: apsw.Connection, todo: list[_Step]) -> None:
+        """Make the changes, in whatever order they go. What a constraint forbids is a conflict, and stays as it was."""
+        left = todo
         while left:
-            again = [item for item in left if not _done(database, item)]
+            again = [step for step in left if _refused(database, step)]
             if len(again) == len(left):
                 break
             left = again
-        if left and not self._all_at_once(database, left):
-            for table, key, before, after in left:
-                named = {"all of it": MISSING if after is None else _named(table, after)}
-                self._settle(
-                    (table.name, *_texts(key)), MISSING if before is None else _named(table, before), named,
-                    "a constraint of the table forbids it beside what others changed",
-                )  # fmt: skip
-        database.execute("COMMIT")
+        if not left or self._all_at_once(database, left):
+            return
+        for step in left:
+            why = _refused(database, step)
+            if why is None:  # what stood in its way is gone by now
+                continue
+            reason = f"a constraint forbids it beside what others changed ({why})"
+            known = len(self.conflicts)
+            after = self._settled(step.table, step.key, step.before, step.wanted, reason)
+            if len(self.conflicts) == known:
+                answer = _Step(step.table, step.key, step.before, after, step.wanted)
+                why = None if exact(after) == exact(step.before) else _refused(database, answer)
+                if why is not None:
+                    raise ConfigError(
+                        f"the row that the resolver returned for {pointer((step.table.name, *_texts(step.key)))} of "
+                        f"{self.options.resource or 'the resource'} is forbidden as well: {why}",
+                        resource=self.options.resource,
+                    )
 
     @staticmethod
-    def _all_at_once(database: apsw.Connection, items: list[tuple[_Table, Row, Row | None, Row | None]]) -> bool:
+    def _all_at_once(database: apsw.Connection, steps: list[_Step]) -> bool:
         """Rows that exchange unique values: all out, then all in."""
         done = False
         database.execute("SAVEPOINT exchange")
         try:
-            for table, key, before, _ in items:
-                if before is not None:
-                    database.execute(f"DELETE FROM {_quoted(table.name)} WHERE {_where(table)}", key)
-            done = all(
-                _done(database, (table, key, None, after)) for table, key, _, after in items if after is not None
+            for step in steps:
+                if step.before is not None:
+                    _refused(database, _Step(step.table, step.key, step.before, None, step.wanted))
+            done = not any(
+                _refused(database, _Step(step.table, step.key, None, step.after, step.wanted))
+                for step in steps
+                if step.after is not None
             )
         finally:
             if not done:
@@ -412,16 +360,47 @@ class _Merge:
             database.execute("RELEASE exchange")
         return done
 
-    @staticmethod
-    def _violations(database: apsw.Connection) -> int:
-        return sum(1 for _ in database.execute("PRAGMA foreign_key_check"))
+    def _orphans(self, database: apsw.Connection, broken: list[tuple[Any, ...]]) -> str:
+        """What to say about foreign keys that all changes together break: (table, rowid, parent, number) of each."""
+        said = []
+        for name, rowid, parent, _ in broken[:5]:
+            table, path = self.tables[name], (name,)
+            writers = [agent for agent, side in self.found.items() if name in side.touched()]
+            if rowid is not None and table.key and table.rowid is not None:
+                where = f"SELECT {listed(table)} FROM {quoted(name)} WHERE {table.rowid} = ?"
+                row = next(database.execute(where, (rowid,)))
+                key = tuple(row[number] for number in table.key)
+                path = (name, *_texts(key))
+                writers = [agent for agent in writers if key in self.found[agent].edits.get(name, {})] or writers
+            others = [agent for agent, side in self.found.items() if parent in side.touched()]
+            said.append(
+                f"{pointer(path)} (changed by {', '.join(writers) or 'nobody'}) refers to a row that is not in "
+                f"{parent} (changed by {', '.join(others) or 'nobody'})"
+            )
+        more = f", and {len(broken) - 5} more" if len(broken) > 5 else ""
+        return f"together the changes break a foreign key: {'; '.join(said)}{more}"
+
+    # --- conflicts
 
     def _settle(self, path: tuple[str, ...], base: Any, sides: Mapping[str, Any], reason: str) -> Any:
         return settle(
             Conflict(self.options.resource, pointer(path), base, dict(sides), reason), self.options, self.conflicts
         )
 
-    def _as_row(self, table: _Table, settled: Any) -> Row:
+    def _settled(
+        self, table: Table, key: Row, base: Row | None, rows: Mapping[str, Row | None], reason: str
+    ) -> Row | None:
+        """The row to be, by whoever settles a conflict about a whole row."""
+
+        def shown(row: Row | None) -> Any:
+            return MISSING if row is None else _named(table, row)
+
+        settled = self._settle(
+            (table.name, *_texts(key)), shown(base), {agent: shown(row) for agent, row in rows.items()}, reason
+        )
+        return None if settled is MISSING else self._as_row(table, settled)
+
+    def _as_row(self, table: Table, settled: Any) -> Row:
         if isinstance(settled, Mapping):
             row = tuple(settled.get(name) for name in table.columns)
             if all(type(cell) in _CELLS for cell in row):
@@ -433,47 +412,29 @@ class _Merge:
         )
 
 
-def _done(database: apsw.Connection, item: tuple[_Table, Row, Row | None, Row | None]) -> bool:
-    table, key, before, after = item
-    name = _quoted(table.name)
+def _refused(database: apsw.Connection, step: _Step) -> str | None:
+    """Do it; or what forbids it. (OR ABORT: the table's own rule may be to drop rows that are in the way.)"""
+    table, before, after = step.table, step.before, step.after
+    name = quoted(table.name)
+    where = " AND ".join(f"{quoted(table.columns[n])} IS ?" for n in table.key)
     try:
         if after is None:
-            database.execute(f"DELETE FROM {name} WHERE {_where(table)}", key)
+            database.execute(f"DELETE FROM {name} WHERE {where}", step.key)
         elif before is None:
-            database.execute(f"INSERT INTO {name} ({_listed(table)}) VALUES ({', '.join('?' * len(after))})", after)
+            marks = ", ".join("?" * len(after))
+            database.execute(f"INSERT OR ABORT INTO {name} ({listed(table)}) VALUES ({marks})", after)
         else:
-            columns = [n for n in range(len(after)) if _exact(after[n]) != _exact(before[n])]
+            columns = [n for n in range(len(after)) if exact(after[n]) != exact(before[n])]
             if columns:
-                cells = ", ".join(f"{_quoted(table.columns[n])} = ?" for n in columns)
+                cells = ", ".join(f"{quoted(table.columns[n])} = ?" for n in columns)
                 values = [after[n] for n in columns]
-                database.execute(f"UPDATE {name} SET {cells} WHERE {_where(table)}", [*values, *key])
-    except apsw.ConstraintError:
-        return False
-    return True
+                database.execute(f"UPDATE OR ABORT {name} SET {cells} WHERE {where}", [*values, *step.key])
+    except apsw.ConstraintError as error:
+        return str(error)
+    return None
 
 
-def _where(table: _Table) -> str:
-    return " AND ".join(f"{_quoted(table.columns[n])} IS ?" for n in table.key)
-
-
-def _listed(table: _Table) -> str:
-    return ", ".join(map(_quoted, table.columns))
-
-
-def _overlaid(row: Row | None, new: Row) -> Row:
-    if row is None:
-        return new
-    return tuple(old if cell is apsw.no_change else cell for old, cell in zip(row, new, strict=True))
-
-
-def _exact(value: Any) -> Any:
-    """For comparisons: 1 and 1.0 are two values."""
-    if isinstance(value, tuple):
-        return tuple(map(_exact, value))
-    return type(value), value
-
-
-def _named(table: _Table, row: Row) -> dict[str, Any]:
+def _named(table: Table, row: Row) -> dict[str, Any]:
     return dict(zip(table.columns, row, strict=True))
 
 
@@ -481,5 +442,5 @@ def _texts(key: Row) -> tuple[str, ...]:
     return (",".join(cell.hex() if isinstance(cell, bytes) else str(cell) for cell in key),)
 
 
-def _counted(table: _Table, key: Row) -> bool:
+def _counted(table: Table, key: Row) -> bool:
     return len(table.key) == 1 and type(key[0]) is int

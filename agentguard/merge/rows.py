@@ -1,404 +1,349 @@
 """Merges of CSV files by rows: `csv` finds a row by its key column and merges it cell by cell.
 
 Records are compared as bytes, so that what nobody changed is neither parsed nor written anew: quotes, spaces and line
-ends of such rows stay as they are. Only rows that several agents changed are taken apart.
+ends of such rows stay as they are. Only rows that agents changed are looked up, and only those of several taken apart.
 """
 
 from __future__ import annotations
 
-import csv as stdlib_csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from agentguard.exceptions import ConfigError, MergeConflict
+from agentguard.exceptions import ConfigError
+from agentguard.merge.csv_changes import Base, Name, Row, Side, differs
+from agentguard.merge.csv_sheet import Dialect, NoKey, Problem, Sheet, Unreadable
 from agentguard.merge.leaves import LEAVES
+from agentguard.merge.refusals import AGAIN, refusal
 from agentguard.merge.rules import Rules, pointer
 from agentguard.merge.text import text, whole
 from agentguard.merge.values import MISSING, Clash, Conflict, Merged, Options, settle
 
-_BOM = b"\xef\xbb\xbf"
 _IDENTITY = ("id", "_id", "uuid", "key", "name")
-_LONGEST = 1 << 28  # bytes of a field; the csv module's own limit is far below
-
-Row = dict[str, Any]  # by column; MISSING where the version has no such column
-
-
-class _NoKey(Exception):
-    """Rows cannot be told apart by a column; the text says why."""
-
-
-@dataclass(eq=False)
-class _Sheet:
-    """One version of the file. `records` are its rows as bytes, without their line ends."""
-
-    records: list[bytes]
-    header: list[str]
-    delimiter: str
-    newline: bytes
-    closed: bool
-    mark: bytes
-    raw_header: bytes
-    keys: dict[bytes, str] = field(default_factory=dict)  # of the records that are not the base's; of the base, of all
-
-    @classmethod
-    def of(cls, data: bytes, delimiter: str | None) -> _Sheet:
-        mark = _BOM if data.startswith(_BOM) else b""
-        body = data[len(mark) :]
-        at = body.find(b"\n")
-        newline = b"\r\n" if at > 0 and body[at - 1 : at] == b"\r" else b"\n"
-        records = _records(body, newline)
-        raw = records.pop(0) if records else b""
-        delimiter = delimiter or _delimiter(raw)
-        header = _cells(raw, delimiter) if raw else []
-        return cls(records, header, delimiter, newline, body.endswith(b"\n"), mark, raw)
-
-    def key(self, record: bytes, column: int) -> str:
-        """The cell of the key column."""
-        if column == 0 and b'"' not in record:
-            found, delimiter, _ = record.partition(self.delimiter.encode())
-            if found or delimiter:
-                return found.decode("utf-8", "surrogateescape")
-        if b'"' in record:
-            cells = _cells(record, self.delimiter)
-        else:
-            cells = record.decode("utf-8", "surrogateescape").split(self.delimiter, column + 1)
-        if column >= len(cells) or not (cells[column] or len(cells) > 1):
-            raise _NoKey(f"the row {_shown(record)} has no {self.header[column]!r}")
-        return cells[column]
-
-    def row(self, record: bytes) -> Row:
-        cells = _cells(record, self.delimiter)
-        if len(cells) != len(self.header):
-            raise _NoKey(f"the row {_shown(record)} has {len(cells)} cells, and the header has {len(self.header)}")
-        return dict(zip(self.header, cells, strict=True))
-
-
-def _records(body: bytes, newline: bytes) -> list[bytes]:
-    lines = body.split(newline)
-    if not lines[-1]:
-        lines.pop()
-    if b'"' not in body:
-        return lines
-    found: list[bytes] = []
-    open_: list[bytes] = []
-    for line in lines:  # a record goes on while a quote is open
-        if line.count(b'"') % 2:
-            open_.append(line)
-            if len(open_) > 1:
-                found.append(newline.join(open_))
-                open_ = []
-        elif open_:
-            open_.append(line)
-        else:
-            found.append(line)
-    if open_:
-        found.append(newline.join(open_))
-    return found
-
-
-def _delimiter(header: bytes) -> str:
-    plain = b"".join(header.split(b'"')[::2])
-    return max((",", ";", "\t", "|"), key=lambda sign: plain.count(sign.encode()))
-
-
-def _cells(record: bytes, delimiter: str) -> list[str]:
-    if len(record) >= stdlib_csv.field_size_limit():
-        stdlib_csv.field_size_limit(_LONGEST)
-    source = io.StringIO(record.decode("utf-8", "surrogateescape"), newline="")
-    return next(stdlib_csv.reader(source, delimiter=delimiter), [])
-
-
-def _shown(record: bytes) -> str:
-    return repr(record[:60].decode("utf-8", "replace"))
+_BASE = "the base"
 
 
 def csv(base: bytes | None, sides: Mapping[str, bytes], options: Options, key: str | None = None) -> Merged:
-    """Rows are found by the column `key` (default: the first one, or one that is called id, uuid, key or name, in which
-    no two rows are alike), and merged cell by cell. Rows that an agent added stay behind the row that it put them
-    behind. Columns that agents add or remove are merged as well.
+    """Rows are found by the column `key` (default: the first one, or one that is called id, _id, uuid, key or name, in
+    which no two rows are alike), and merged cell by cell. Rows that an agent added stay behind the row that it put them
+    behind. Columns that agents add, remove or move are merged as well.
 
-    A conflict: one cell changed differently, a row (or column) deleted and changed, one row added differently, rows put
-    in different orders. Without a column that tells rows apart, a file is merged by lines; if `key` was asked for that
-    is a MergeConflict, which names the agent and the row.
+    A conflict: one cell changed differently, a row (or column) deleted and changed, one row added differently, rows or
+    columns put in different orders. Without a column that tells rows apart, versions with the same columns are merged
+    by lines. Raises MergeConflict for a version that is no table (a quote never closed, NUL bytes) and, if `key` was
+    asked for, for one whose rows it does not tell apart: naming the agent and the line.
     """
     origin = base if base is not None and base.strip() else None
     if len(sides) == 1:
         ((agent, data),) = sides.items()
         return Merged(data, (), {agent: _extent(origin or b"", data)})
-    delimiter = "\t" if options.resource.lower().endswith(".tsv") else None
-    versions: dict[str, _Sheet] = {}
-    old = _Sheet.of(origin, delimiter) if origin is not None else None
-    if old is not None:
-        delimiter = old.delimiter
-    for agent, data in sides.items():
-        versions[agent] = _Sheet.of(data, delimiter)
-        delimiter = versions[agent].delimiter
-    empty = [agent for agent, sheet in versions.items() if not sheet.header]
-    if empty:
-        return whole(base, sides, options, f"emptied by {', '.join(empty)} and changed by others")
-    if old is None:
-        first = next(iter(versions.values()))
-        if any(sheet.header != first.header for sheet in versions.values()):
-            return whole(base, sides, options, "created with different headers")
-        old = _Sheet([], first.header, first.delimiter, first.newline, first.closed, first.mark, first.raw_header)
+    versions: dict[str, Sheet] = {}
     try:
-        column = _key_column(old, versions, key)
-        return _Merge(old, versions, column, options).run()
-    except _NoKey as problem:
-        if key is None:
-            return text(base, sides, options)
-        raise MergeConflict(
-            f"{options.resource or 'the resource'} was not merged by its column {key!r}: {problem}. Nothing was "
-            "published; correct that version, or choose another key",
-            conflicts=(Conflict(options.resource, "", MISSING if base is None else base, dict(sides), str(problem)),),
-            resources=(options.resource,),
-        ) from None
+        dialect = Dialect(b"\t") if options.resource.lower().endswith(".tsv") else None
+        old = Sheet.of(origin, _BASE, dialect) if origin is not None else None
+        known = frozenset(old.records) if old is not None and b'"' in (origin or b"") else ()
+        for agent, data in sides.items():
+            dialect = dialect or (old.dialect if old is not None else None)
+            versions[agent] = Sheet.of(data, agent, dialect, known)
+            dialect = versions[agent].dialect
+        empty = [agent for agent, sheet in versions.items() if not sheet.header]
+        if empty:
+            return whole(base, sides, options, f"emptied by {', '.join(empty)} and changed by others")
+        if old is None:
+            first = next(iter(versions.values()))
+            if any(sheet.header != first.header for sheet in versions.values()):
+                return whole(base, sides, options, "created with different headers")
+            old = Sheet(_BASE, first.dialect, first.mark, first.newline, first.closed, first.raw_header, first.header,
+                        [], 0, {}, False)  # fmt: skip
+        try:
+            return _merged(old, versions, key, options)
+        except NoKey as problem:
+            if key is not None:
+                raise
+            return _by_lines(base, sides, options, old, versions, problem)
+    except Problem as problem:
+        by_key = isinstance(problem, NoKey)
+        raise refusal(
+            f"its rows are found by the column {key!r}, and {problem}" if by_key else str(problem),
+            base, sides, options, advice="correct that version, or choose another key" if by_key else AGAIN,
+            agent=problem.who, line=problem.line,
+        ) from None  # fmt: skip
 
 
 def _extent(base: bytes, data: bytes) -> int:
-    one, two = (set(_records(content, b"\n")) for content in (base, data))
+    one, two = (set(content.split(b"\n")) for content in (base, data))
     return max(1, len(one - two), len(two - one))
 
 
-def _key_column(old: _Sheet, versions: Mapping[str, _Sheet], key: str | None) -> str:
-    everyone = {"the base": old, **versions}
-    for who, sheet in everyone.items():
+def _by_lines(
+    base: bytes | None, sides: Mapping[str, bytes], options: Options, old: Sheet, versions: Mapping[str, Sheet],
+    problem: NoKey,
+) -> Merged:  # fmt: skip
+    """The merge of lines, unless it could put cells under another column or cut a row in two."""
+    changed = [agent for agent, sheet in versions.items() if sheet.header != old.header]
+    if changed:
+        return whole(base, sides, options, f"{', '.join(changed)} changed the columns, and {problem}")
+    merged = text(base, sides, options)
+    known = {record for sheet in (old, *versions.values()) for record in sheet.records}
+    try:
+        again = Sheet.of(merged.value or b"", "the result", old.dialect, known)
+        fits = again.header in ([], old.header) and known.issuperset(again.records)
+    except Unreadable:
+        fits = False
+    if options.resolve is None and not fits:
+        return whole(base, sides, options, f"a merge by lines would cut rows in two, and {problem}")
+    return merged
+
+
+def _merged(old: Sheet, versions: Mapping[str, Sheet], key: str | None, options: Options) -> Merged:
+    everyone = [old, *versions.values()]
+    for sheet in everyone:
         if len(set(sheet.header)) < len(sheet.header):
-            raise _NoKey(f"in what {who} has, two columns have one name")
+            twice = next(name for number, name in enumerate(sheet.header) if name in sheet.header[:number])
+            raise NoKey(f"line 1 calls two columns {twice!r}", sheet.who, 1)
     shared = [name for name in old.header if all(name in sheet.header for sheet in versions.values())]
-    if key is not None:
-        if key not in shared:
-            who = next(name for name, sheet in everyone.items() if key not in sheet.header)
-            raise _NoKey(f"what {who} has is without that column (it has: {', '.join(everyone[who].header)})")
-        _index(old, everyone, key)
-        return key
-    for name in [*shared[:1], *(name for name in shared[1:] if name.lower() in _IDENTITY)]:
+    tried = [*shared[:1], *(name for name in shared[1:] if name.lower() in _IDENTITY)] if key is None else [key]
+    problem = NoKey("no column of the base is in every version")
+    for name in tried:
+        for sheet in everyone:
+            if name not in sheet.header:
+                reason = f"line 1 has no column {name!r} (only {', '.join(map(repr, sheet.header))})"
+                raise NoKey(reason, sheet.who, 1)
         try:
-            _index(old, everyone, name)
-        except _NoKey:
+            base = Base(old, name)
+            sides = {agent: Side.of(sheet, base) for agent, sheet in versions.items()}
+        except NoKey as found:
+            problem = found
             continue
-        return name
-    raise _NoKey("no column tells the rows apart")
+        return _Merge(base, sides, options).run()
+    raise problem
 
 
-def _index(old: _Sheet, everyone: Mapping[str, _Sheet], name: str) -> None:
-    """Fill `keys` of every version. Raises `_NoKey` where two rows have one key."""
-
-    def twice(who: str, key: str) -> _NoKey:
-        return _NoKey(f"in what {who} has, two rows have the {name} {key!r}")
-
-    column = old.header.index(name)
-    old.keys = {record: old.key(record, column) for record in old.records}
-    by_key = {key: record for record, key in old.keys.items()}
-    for who, sheet in everyone.items():
-        present = set(sheet.records)
-        if len(present) < len(sheet.records):
-            seen: set[bytes] = set()
-            again = next(one for one in sheet.records if one in seen or seen.add(one))  # type: ignore[func-returns-value]
-            raise twice(who, sheet.key(again, sheet.header.index(name)))
-        if sheet is old:
-            if len(by_key) < len(old.records):
-                keys: set[str] = set()
-                raise twice(who, next(key for key in old.keys.values() if key in keys or keys.add(key)))  # type: ignore[func-returns-value]
-            continue
-        same = sheet.header == old.header
-        at = sheet.header.index(name)
-        sheet.keys = {}
-        known: set[str] = set()
-        for record in sheet.records if not same else present.difference(old.keys):
-            key = sheet.key(record, at)
-            if key in known or (same and by_key.get(key) in present):
-                raise twice(who, key)
-            known.add(key)
-            sheet.keys[record] = key
+# --- merging them ----------------------------------------------------------------------------------------------------
 
 
 class _Merge:
-    def __init__(self, old: _Sheet, versions: Mapping[str, _Sheet], key: str, options: Options) -> None:
-        self.old, self.versions, self.key, self.options = old, versions, key, options
+    def __init__(self, base: Base, sides: Mapping[str, Side], options: Options) -> None:
+        self.base, self.old, self.sides, self.options = base, base.sheet, sides, options
         self.rules = Rules(options.paths)
         self.conflicts: list[Conflict] = []
-        self.header, self.raw_header = self._columns()
-        self.same = all(sheet.header == old.header for sheet in versions.values())
-
-    def _columns(self) -> tuple[list[str], bytes]:
-        changed = {tuple(s.header): s for s in self.versions.values() if s.header != self.old.header}
-        if not changed:
-            return self.old.header, self.old.raw_header
-        if len(changed) == 1:
-            (sheet,) = changed.values()
-            return sheet.header, sheet.raw_header
-        gone = {name for header in changed for name in self.old.header if name not in header}
-        new = dict.fromkeys(name for header in changed for name in header if name not in self.old.header)
-        header = [name for name in self.old.header if name not in gone] + list(new)
-        return header, self._written(header, b"")
+        self.edits: dict[Name, dict[str, bytes | None]] = {}
+        for agent, side in sides.items():
+            for name, record in side.edits.items():
+                self.edits.setdefault(name, {})[agent] = record
+        headers = {tuple(side.sheet.header): side.sheet for side in sides.values()}
+        self.same = list(headers) == [tuple(self.old.header)]
+        self.kept: dict[tuple[Name, str], Any] = {}  # cells of columns that one agent removed and another changed
+        if self.same:
+            self.header, self.raw_header = self.old.header, self.old.raw_header
+        else:
+            changed = [sheet for header, sheet in headers.items() if list(header) != self.old.header]
+            self.header, self.raw_header = self._columns(changed)
 
     def run(self) -> Merged:
-        before = {key: record for record, key in self.old.keys.items()}
-        edits: dict[str, dict[str, bytes | None]] = {}  # by key: what each agent made of the row
-        changes = dict.fromkeys(self.versions, 0)
-        for agent, sheet in self.versions.items():
-            if sheet.header == self.old.header:
-                gone = self.old.keys.keys() - set(sheet.records)
-                mine: dict[str, bytes | None] = dict.fromkeys(self.old.keys[record] for record in gone)
-                mine.update((key, record) for record, key in sheet.keys.items())
-            else:
-                mine = self._edits_under_another_header(sheet, before)
-            changes[agent] = max(1, len(mine))
-            for key, record in mine.items():
-                edits.setdefault(key, {})[agent] = record
-        place = {record: number for number, record in enumerate(self.old.records)}
-        ordered = self._order(before, place)
-        rows: dict[str, bytes | None] = {key: self._row(key, before.get(key), made) for key, made in edits.items()}
-        if ordered is None:  # every row is where it was, and none is new
-            out: list[bytes] = list(self.old.records)
-            for key, row in rows.items():
-                if row is not None:
-                    out[place[before[key]]] = row
-            if None in rows.values():
-                gone_keys = {before[key] for key, row in rows.items() if row is None and key in before}
-                out = [record for record in out if record not in gone_keys]
+        rows = {name: self._row(name, made) for name, made in self.edits.items()}
+        order = self._order()
+        out: list[bytes | None]
+        if order is None:  # every row is where it was, and none is new
+            out = list(self.old.records)
             if not self.same:
-                out = [self._recut(self.old, r) if r in place and self.old.keys[r] not in rows else r for r in out]
+                out = [r if n in rows else self._recut(self.old, r) for n, r in enumerate(self.old.records)]
+            for name, row in rows.items():
+                out[int(name)] = row
+        elif self.same:
+            out = [rows[name] if name in rows else self.base.record(name) for name in order]
         else:
-            out = []
-            for key in ordered:
-                record = rows[key] if key in rows else before[key]
-                if record is not None:
-                    out.append(record if self.same or key in rows else self._recut(self.old, record))
-        return Merged(self._file(out), tuple(self.conflicts), changes)
+            out = [rows[n] if n in rows else self._recut(self.old, self.base.record(n) or b"") for n in order]
+        records = [record for record in out if record is not None]
+        changes = {agent: max(1, len(side.edits)) for agent, side in self.sides.items()}
+        return Merged(self._file(records), tuple(self.conflicts), changes)
 
-    def _edits_under_another_header(self, sheet: _Sheet, before: Mapping[str, bytes]) -> dict[str, bytes | None]:
-        there = set(sheet.keys.values())
-        mine: dict[str, bytes | None] = {key: None for key in before if key not in there}
-        for record, key in sheet.keys.items():
-            old = self.old.row(before[key]) if key in before else None
-            new = sheet.row(record)
-            shared = [name for name in sheet.header if name in self.old.header]
-            added = any(new[name] for name in sheet.header if name not in self.old.header)
-            if old is None or added or any(old[name] != new[name] for name in shared):
-                mine[key] = record
-        return mine
+    def _file(self, records: list[bytes]) -> bytes:
+        sheets = [side.sheet for side in self.sides.values()]
+        closed = self.old.closed or any(sheet.closed and sheet.records for sheet in sheets)
+        for sheet in sheets if self.old.ends else ():
+            self.old.ends = {**sheet.ends, **self.old.ends}
+        data = self.old.file(self.raw_header, records, closed=closed)
+        again = Sheet.of(data, "the result", self.old.dialect, self.base.places if self.old.quotes else ())
+        if again.header != self.header or again.records != records:  # nothing is published that reads back differently
+            raise NoKey("what comes of it does not read back as the same rows")
+        return data
 
-    def _row(self, key: str, before: bytes | None, made: Mapping[str, bytes | None]) -> bytes | None:
+    # - columns
+
+    def _columns(self, changed: list[Sheet]) -> tuple[list[str], bytes]:
+        old = self.old.header
+        gone = dict.fromkeys(name for name in old for sheet in changed if name not in sheet.header)
+        kept = {name for name in gone if self._contested(name)}
+        if len(changed) == 1 and not kept:
+            return changed[0].header, changed[0].raw_header
+        new = dict.fromkeys(name for sheet in changed for name in sheet.header if name not in old)
+        orders: dict[tuple[str, ...], str] = {}
+        for sheet in changed:
+            order = [name for name in sheet.header if name in old]
+            if order != [name for name in old if name in sheet.header]:
+                orders.setdefault(tuple(order), sheet.who)
+        spine: Sequence[str] = old
+        if len(orders) == 1:
+            (spine,) = orders
+        elif orders:
+            sides = {agent: list(order) for order, agent in orders.items()}
+            spine = self._ordered(old, sides, "put the columns in different orders")
+        spine = [*spine, *(name for name in old if name not in spine)]
+        header = [name for name in spine if name not in gone or name in kept] + list(new)
+        like = dict(zip(old, self.old.dialect.raw(self.old.raw_header), strict=True))
+        return header, self.old.dialect.written((name, like.get(name)) for name in header)
+
+    def _contested(self, column: str) -> bool:
+        """Whether a column that somebody removed stays, since others changed cells in it or added rows with some."""
+        stays = False
+        removers = [agent for agent, side in self.sides.items() if column not in side.sheet.header]
+        for name, made in self.edits.items():
+            before = self.base.record(name)
+            start = MISSING if before is None else self.old.row(before)[column]
+            cells: dict[str, Any] = {}
+            for agent, record in made.items():
+                if record is not None and agent not in removers:
+                    cell = self.sides[agent].sheet.row(record)[column]
+                    if cell != ("" if start is MISSING else start):
+                        cells[agent] = cell
+            if cells:
+                reason = f"the column was removed by {', '.join(removers)} and the cell changed by others"
+                sides = {**dict.fromkeys(removers, MISSING), **cells}
+                settled = self._settle((self.base.key_of(name), column), start, sides, reason)
+                self.kept[name, column] = settled
+                stays = stays or settled is not MISSING
+        return stays
+
+    # - rows
+
+    def _row(self, name: Name, made: Mapping[str, bytes | None]) -> bytes | None:
         """The merged row as bytes; None: it goes."""
-        sheets = {self.versions[agent].header == self.header for agent in made}
-        alike = len(set(made.values())) == 1 and not (
-            self.rules.repeating and len(made) > 1 and None not in made.values()
-        )
-        if alike and (sheets == {True} or None in made.values()):
-            return next(iter(made.values()))
-        gone = [agent for agent, record in made.items() if record is None]
-        base: Any = MISSING if before is None else self.old.row(before)
+        contents = set(made.values())
+        if len(contents) == 1 and (len(made) == 1 or None in contents or not self.rules.repeating):
+            agent, record = next(iter(made.items()))
+            if record is None:
+                return None
+            if not self.kept and all(self.sides[one].sheet.header == self.header for one in made):
+                return record
+            if not self.kept and len(made) == 1:
+                return self._recut(self.sides[agent].sheet, record, name)
+        before = self.base.record(name)
+        base = None if before is None else self.old.row(before)
         rows: dict[str, Any] = {
-            agent: MISSING if record is None else self.versions[agent].row(record) for agent, record in made.items()
+            agent: MISSING if record is None else self.sides[agent].sheet.row(record) for agent, record in made.items()
         }
-        if gone or (before is None and len(made) > 1):
-            reason = f"deleted by {', '.join(gone)} and changed by others" if gone else "added differently"
-            settled = self._settle((key,), base, rows, reason)
+        if base is not None:  # whoever only wrote it in another style has not changed it
+            rows = {agent: row for agent, row in rows.items() if row is MISSING or differs(base, row)}
+        gone = [agent for agent, row in rows.items() if row is MISSING]
+        settled: Any
+        if len(gone) == len(rows) and gone:
+            return None
+        if gone:
+            reason = f"deleted by {', '.join(gone)} and changed by others"
+            settled = self._settle((self.base.key_of(name),), MISSING if base is None else base, rows, reason)
+        elif base is None and any(differs(one, two) for one in rows.values() for two in rows.values()):
+            settled = self._settle((self.base.key_of(name),), MISSING, rows, "added differently")
         else:
-            settled = {name: self._cell(key, name, base, rows) for name in self.header}
+            settled = {column: self._cell(name, column, base, rows) for column in self.header}
         if settled is MISSING:
             return None
         if not isinstance(settled, Mapping):
             raise ConfigError(
-                f"the resolver returned {type(settled).__name__} for the row {key!r}; it has to return a dict of "
-                "cells by column, or MISSING",
+                f"the resolver returned {type(settled).__name__} for the row {self.base.key_of(name)!r}; it has to "
+                "return a dict of cells by column, or MISSING",
                 resource=self.options.resource,
             )
-        return self._written([_text(settled.get(name, "")) for name in self.header], before or b"")
+        cells = {column: _text(settled.get(column, "")) for column in self.header}
+        if before is None:
+            agent = next(agent for agent, row in rows.items() if row is not MISSING)
+            return self._written(cells, self.sides[agent].sheet, made[agent] or b"")
+        return self._written(cells, self.old, before)
 
-    def _cell(self, key: str, name: str, base: Any, rows: Mapping[str, Row]) -> Any:
-        start = base.get(name, MISSING) if base is not MISSING else MISSING
-        made = {}
-        for agent, row in rows.items():
-            there = name in self.versions[agent].header
-            value = row[name] if there else (start if name not in self.old.header else MISSING)
-            if value != start and not (start is MISSING and value == ""):
-                made[agent] = value
+    def _cell(self, name: Name, column: str, base: Row | None, rows: Mapping[str, Row]) -> Any:
+        if (name, column) in self.kept:
+            return self.kept[name, column]
+        start = MISSING if base is None else base.get(column, MISSING)
+        made = {agent: row[column] for agent, row in rows.items() if column in row}
+        made = {agent: cell for agent, cell in made.items() if cell != ("" if start is MISSING else start)}
         if not made:
-            return "" if start is MISSING else start
-        if len(set(made.values())) == 1 and not self.rules.repeating:
+            return start
+        if len(made) == 1 or (len(set(made.values())) == 1 and not self.rules.repeating):
             return next(iter(made.values()))
-        strategy = self.rules.of((key, name))
+        path = (self.base.key_of(name), column)
+        strategy = self.rules.of(path)
         if strategy != "json":
             try:
                 numbers = {agent: _number(value) for agent, value in made.items()}
                 return LEAVES[strategy](_number(start), numbers)
             except (Clash, KeyError) as clash:
                 reason = str(clash) if isinstance(clash, Clash) else f"{strategy!r} is no strategy for a cell"
-                return self._settle((key, name), start, made, reason)
+                return self._settle(path, start, made, reason)
         if len(set(made.values())) == 1:
             return next(iter(made.values()))
-        return self._settle((key, name), start, made, "changed to different values")
+        return self._settle(path, start, made, "changed to different values")
 
     def _settle(self, path: tuple[str, ...], base: Any, sides: Mapping[str, Any], reason: str) -> Any:
         return settle(
             Conflict(self.options.resource, pointer(path), base, dict(sides), reason), self.options, self.conflicts
         )
 
-    def _order(self, before: Mapping[str, bytes], place: Mapping[bytes, int]) -> Sequence[str] | None:
-        """Every key of any version, in the order of the result; None for the base's, with no other key."""
+    def _recut(self, sheet: Sheet, record: bytes, name: Name | None = None) -> bytes:
+        """A row of one version under the merged header."""
+        before = self.base.record(name) if name is not None else None
+        row = {**(self.old.row(before) if before is not None else {}), **sheet.row(record)}
+        return self._written({column: row.get(column, "") for column in self.header}, sheet, record)
+
+    def _written(self, cells: Mapping[str, str], sheet: Sheet, like: bytes) -> bytes:
+        raw = dict(zip(sheet.header, sheet.dialect.raw(like), strict=True))
+        return self.old.dialect.written((cell, raw.get(column)) for column, cell in cells.items())
+
+    # - orders
+
+    def _order(self) -> list[Name] | None:
+        """Every row of any version, in the order of the result; None for those of the base, with no other."""
         spines: dict[tuple[int, ...], str] = {}
-        inserted: dict[int, dict[str, None]] = {}  # by the place in the base that they follow; -1: the beginning
-        for agent, sheet in self.versions.items():
-            # Numbers for rows of the base, whether or not they were changed; keys for rows that are new.
-            found: list[Any] = [place.get(record, record) for record in sheet.records]
-            for at, one in enumerate(found) if sheet.keys else ():
-                if type(one) is bytes or sheet.header != self.old.header:
-                    key = sheet.keys[sheet.records[at]]
-                    found[at] = place[before[key]] if key in before else key
-            places = [one for one in found if type(one) is int]
+        inserted: dict[int, dict[Name, None]] = {}  # by the row of the base that they follow; -1: the beginning
+        for agent, side in self.sides.items():
+            places: list[int] = side.names  # type: ignore[assignment]
+            if any(type(name) is bytes for name in side.edits):
+                places = []
+                anchor = -1
+                for name in side.names:
+                    if isinstance(name, int):
+                        places.append(name)
+                        anchor = name
+                    else:
+                        inserted.setdefault(anchor, {}).setdefault(name)
             if places != sorted(places):
                 spines.setdefault(tuple(places), agent)
-            if len(places) < len(found):
-                anchor = -1
-                for one in found:
-                    if type(one) is int:
-                        anchor = one
-                    else:
-                        inserted.setdefault(anchor, {}).setdefault(one)
         if not spines and not inserted:
             return None
-        keys = list(before)
-        spine: Sequence[int] = range(len(keys))
+        every = range(len(self.base.keys))
+        spine: Iterable[int] = every
         if len(spines) == 1:
             (moved,) = spines
-            spine = [*moved, *sorted(set(spine) - set(moved))]
+            spine = [*moved, *sorted(set(every).difference(moved))]
         elif spines:
-            sides = {agent: [keys[one] for one in moved] for moved, agent in spines.items()}
-            settle(
-                Conflict(self.options.resource, "", keys, sides, "put the rows in different orders"),
-                self.options, self.conflicts,
-            )  # fmt: skip
-        out = list(inserted.get(-1, ()))
+            key_of = self.base.key_of
+            sides = {agent: [key_of(one) for one in moved] for moved, agent in spines.items()}
+            keys = self._ordered([key_of(one) for one in every], sides, "put the rows in different orders")
+            spine = [self.base.numbers[key.encode("utf-8", "surrogateescape")] for key in keys]
+        out: list[Name] = list(inserted.get(-1, ()))
         for one in spine:
-            out.append(keys[one])
+            out.append(one)
             if one in inserted:
                 out += inserted[one]
         return list(dict.fromkeys(out))  # one row that two agents put in different places comes once
 
-    def _recut(self, sheet: _Sheet, record: bytes) -> bytes:
-        row = sheet.row(record)
-        return self._written([row.get(name, "") for name in self.header], record)
-
-    def _written(self, cells: Iterable[str], like: bytes) -> bytes:
-        out = io.StringIO(newline="")
-        quoted = like.startswith(b'"') and like.endswith(b'"') and b'"' + self.old.delimiter.encode() + b'"' in like
-        style: Any = stdlib_csv.QUOTE_ALL if quoted else stdlib_csv.QUOTE_MINIMAL
-        stdlib_csv.writer(out, delimiter=self.old.delimiter, lineterminator="\r\n", quoting=style).writerow(cells)
-        return out.getvalue()[:-2].encode("utf-8", "surrogateescape")
-
-    def _file(self, records: Sequence[bytes]) -> bytes:
-        old = self.old
-        closed = old.closed or any(sheet.closed and sheet.records for sheet in self.versions.values())
-        data = old.mark + old.newline.join([self.raw_header, *records]) + (old.newline if closed else b"")
-        again = _Sheet.of(data, old.delimiter)  # nothing is published that does not read back as what was meant
-        if again.header != self.header or len(again.records) != len(records):
-            raise _NoKey("what comes of it does not read back as the same rows")
-        return data
+    def _ordered(self, base: list[str], sides: Mapping[str, list[str]], reason: str) -> list[str]:
+        settled = self._settle((), base, sides, reason)
+        if isinstance(settled, Sequence) and set(settled) <= set(base) and len(set(settled)) == len(settled):
+            return [*settled, *(one for one in base if one not in set(settled))]
+        raise ConfigError(
+            f"the resolver returned {settled!r:.80} where agents {reason}; it has to return a list of names in the "
+            "order to use",
+            resource=self.options.resource,
+        )
 
 
 def _text(value: Any) -> str:

@@ -134,8 +134,22 @@ def databases(folder: Path) -> Iterator[tuple[str, Work]]:
                 database.executemany("UPDATE main.t SET a = ?, b = ?, x = ? WHERE id = ?", changed)
             database.rollback()
 
+    def sqldiff() -> None:
+        """The program itself, for each shard, and its output applied to a copy of the base."""
+        copy = folder / "copy.db"
+        shutil.copyfile(files["base"], copy)
+        with closing(sqlite3.connect(copy)) as database:
+            database.execute("PRAGMA synchronous = OFF")
+            for name in ("one", "two"):
+                command = ["sqldiff", str(files["base"]), str(files[name])]
+                script = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+                assert script.count("\n") == 500
+                database.executescript(f"BEGIN; {script} COMMIT")
+
     ours: Work = {"ours": lambda: merge("sqlite", base, sides, Options("t.db"))}
     yield "sqlite, 200,000 rows, 1,000 changes", {**ours, "sqldiff's queries": queries}
+    if shutil.which("sqldiff"):
+        yield "the same", {**ours, "sqldiff, and applying its output": sqldiff}
 
 
 def main() -> None:

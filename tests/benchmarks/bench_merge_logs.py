@@ -1,7 +1,8 @@
-"""Big logs merged from files: `python tests/benchmarks/bench_merge_logs.py [MB] [FOLDER]`. Prints a table.
+"""Big logs merged from files: `python tests/benchmarks/bench_merge_logs.py [MB] [FOLDER]`. Needs 12 times MB.
 
 Two shards of one log, each with a hundredth of it added, against a copy of as many bytes as the result has, made with
-`shutil.copyfile` and flushed. And the memory of a whole join, in a process of its own (`memory FOLDER MB`).
+`shutil.copyfile` and flushed. Then the whole join, and what of it goes where. And the memory of a join, in a process of
+its own (`memory FOLDER MB`).
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
-from report import machine, median, table
+from report import median, publish, table
 
-from agentguard import Guard
+from agentguard import Guard, commit, disk, join
 from agentguard.logfiles import concatenate
+from agentguard.shards import Shards
 
 MB = 1 << 20
 ROUNDS = 3
@@ -70,7 +75,50 @@ def memory(folder: Path, size: int) -> None:
     print(max(grown, traced) / MB, (folder / "big.log").stat().st_size / MB)
 
 
-def speed(folder: Path, size: int) -> None:
+class Parts:
+    """The seconds that functions take, by name, while they are watched."""
+
+    def __init__(self) -> None:
+        self.rounds: list[dict[str, float]] = []
+        self.inside = False
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        spent: dict[str, float] = {}
+        places: list[tuple[Any, str, str]] = [
+            (join, "concatenate", "merge: written, compared and flushed"),
+            (commit, "_content", "a hash of what was there"),
+            (disk, "digest", "a hash of the result"),
+            (disk, "flush", "flushes"),
+            (disk, "flush_folders", "flushes"),
+            (Shards, "finish", "shards removed"),
+        ]
+        with ExitStack() as stack:
+            for module, name, title in places:
+                stack.enter_context(mock.patch.object(module, name, self._timed(getattr(module, name), spent, title)))
+            started = time.perf_counter()
+            yield
+            whole = time.perf_counter() - started
+        self.rounds.append({**spent, "the rest": whole - sum(spent.values())})
+
+    def _timed(self, function: Callable[..., Any], spent: dict[str, float], title: str) -> Callable[..., Any]:
+        def timed(*arguments: Any, **named: Any) -> Any:
+            if self.inside:  # its time is that of the one that called it
+                return function(*arguments, **named)
+            self.inside, started = True, time.perf_counter()
+            try:
+                return function(*arguments, **named)
+            finally:
+                self.inside = False
+                spent[title] = spent.get(title, 0.0) + time.perf_counter() - started
+
+        return timed
+
+    def lines(self) -> list[str]:
+        return [f"{title} {median([one.get(title, 0.0) for one in self.rounds]):.2f} s" for title in self.rounds[0]]
+
+
+def speed(folder: Path, size: int) -> str:
     base, out = folder / "base", folder / "out"
     grow(base, size)
     sides = {agent: folder / agent for agent in ("(current)", "a", "b")}
@@ -103,6 +151,7 @@ def speed(folder: Path, size: int) -> None:
     def merge() -> None:
         assert concatenate(base, sides, out, copies=[second], durable=True) is not None
 
+    parts = Parts()
     found: dict[str, list[float]] = {name: [] for name in ("copy", "plain", "merge", "join")}
     for _ in range(ROUNDS):
         for name, work in (("copy", copy), ("plain", plain), ("merge", merge)):
@@ -112,7 +161,8 @@ def speed(folder: Path, size: int) -> None:
         shutil.copyfile(base, log)
         shards(guard, "run.log", size)
         os.sync()
-        found["join"].append(timed(guard.join))
+        with parts.watched():
+            found["join"].append(timed(guard.join))
         log.unlink()
         os.sync()
     total = whole.stat().st_size / MB
@@ -134,7 +184,7 @@ def speed(folder: Path, size: int) -> None:
         for name, times in found.items()
     ]
     head = (f"a log of {total:.0f} MB, two shards", f"s, median of {ROUNDS}", "s, slowest", "MB/s", "of a plain copy")
-    print(f"{machine()}\n\n{table(head, rows)}")
+    return f"{table(head, rows)}\n\nOf the join: {', '.join(parts.lines())}."
 
 
 def main() -> None:
@@ -144,11 +194,12 @@ def main() -> None:
     size = int(sys.argv[1]) if len(sys.argv) > 1 else 300
     where = sys.argv[2] if len(sys.argv) > 2 else None
     with tempfile.TemporaryDirectory(dir=where) as folder:
-        speed(Path(folder), size * MB)
+        text = speed(Path(folder), size * MB)
     with tempfile.TemporaryDirectory(dir=where) as folder:
         command = [sys.executable, __file__, "memory", folder, str(size)]
         grown, _ = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    print(f"\nMemory of a join of {size} MB: {float(grown):.1f} MB more than before it.")
+    text += f"\n\nMemory of a join of {size} MB: {float(grown):.1f} MB more than before it."
+    publish("Merging big logs", f"python tests/benchmarks/bench_merge_logs.py {size}", text)
 
 
 if __name__ == "__main__":
