@@ -10,6 +10,7 @@ from agentguard.codecs import jsontext, tomltext, yamltext
 from agentguard.codecs.values import Problem, Refused, check, same
 from agentguard.exceptions import MergeConflict
 from agentguard.merge.comments import lacking, transplanted, wanted
+from agentguard.merge.refusals import refusal
 from agentguard.merge.text import text
 from agentguard.merge.tree import merge_values
 from agentguard.merge.values import MISSING, Conflict, Merged, Options, extent, settle
@@ -95,10 +96,10 @@ def merge_document(form: Format, base: bytes | None, sides: Mapping[str, bytes],
     conflicts = list(merged.conflicts)
     try:
         data = _written(form, merged.value, base, sides, options, conflicts)
-    except (Refused, Problem) as refused:
-        raise _unwritable(form, base, sides, options, refused.problem) from None
-    except RecursionError:
-        raise _unwritable(form, base, sides, options, _DEEP) from None
+    except (Refused, Problem, RecursionError) as error:
+        why = _DEEP if isinstance(error, RecursionError) else error.problem
+        reason = f"the merged value cannot be written as {form.name}: {why}"
+        raise refusal(reason, base, sides, options, advice="") from None
     return Merged(data, tuple(conflicts), changes)
 
 
@@ -150,26 +151,7 @@ def _unreadable(
             at = f"line {why.line}, column {why.column}: "
         reasons.append(f"what {who} has is not valid {form.name}: {at}{why.problem}")
     who, why = next(iter(problems.items()))
-    return MergeConflict(
-        f"{options.resource or 'the resource'} was not merged: {'; '.join(reasons)}. Nothing was published; write that "
-        "version again, or drop it",
-        conflicts=(Conflict(options.resource, "", MISSING if base is None else base, dict(sides), "; ".join(reasons)),),
-        resources=(options.resource,),
-        agent=who,
-        line=why.line,
-        column=why.column,
-    )
-
-
-def _unwritable(
-    form: Format, base: bytes | None, sides: Mapping[str, bytes], options: Options, problem: str
-) -> MergeConflict:
-    reason = f"the merged value cannot be written as {form.name}: {problem}"
-    return MergeConflict(
-        f"{options.resource or 'the resource'} was not merged: {reason}. Nothing was published",
-        conflicts=(Conflict(options.resource, "", MISSING if base is None else base, dict(sides), reason),),
-        resources=(options.resource,),
-    )
+    return refusal("; ".join(reasons), base, sides, options, agent=who, line=why.line, column=why.column)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
