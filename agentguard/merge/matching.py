@@ -17,8 +17,8 @@ from agentguard.merge.myers import Match, Myers, T, equal_ahead, equal_behind
 _SMALL = 600
 """The most items, of both sides together, for which Myers is asked at once."""
 
-_NEAR = ((16, 64), (4096, 4096))
-"""How many items of either side to search for the place where they agree again, at first and then."""
+_NEAR = ((16, 64), (128, 512), (4096, 4096))
+"""How many items of either side to search for the place where they agree again: at first, then, and at last."""
 
 _WIDEST = 64
 """How many items in a row to take together, at most, where no single one is unique."""
@@ -100,7 +100,7 @@ def _next(
 ) -> tuple[int, int] | None:
     for far, b_far in _NEAR:
         there = b[b_lo : min(b_hi, b_lo + b_far)]
-        place = {item: b_lo + at for at, item in reversed(list(enumerate(there)))}
+        place = dict(zip(reversed(there), range(b_lo + len(there) - 1, b_lo - 1, -1), strict=True))
         for at in range(lo, min(hi, lo + far)):
             item = a[at]
             if item in place and times[item] == 1:
