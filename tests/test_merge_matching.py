@@ -77,6 +77,12 @@ def shapes() -> Iterator[tuple[str, list[str], list[str], int]]:
     few = 20 * EDITS
     yield "unique", numbers, edited(dice, numbers, EDITS), few
     yield "one moved block", numbers, [*numbers[:50], *numbers[300:12_000], *numbers[50:300], *numbers[12_000:]], 500
+    yield (
+        "a longer block moved past",
+        numbers,
+        [*numbers[:50], *numbers[150:650], *numbers[50:150], *numbers[650:]],
+        200,
+    )
     yield "the same again and again", ["x"] * LENGTH, edited(dice, ["x"] * LENGTH, EDITS), few
     yield "in turns", ["a", "b"] * (LENGTH // 2), ["b", "a"] * (LENGTH // 2), 2
     yield "in turns, edited", ["a", "b"] * (LENGTH // 2), edited(dice, ["a", "b"] * (LENGTH // 2), EDITS), few
@@ -117,6 +123,13 @@ def test_a_short_edit_of_a_long_sequence_costs_what_it_changes() -> None:
         (LENGTH, LENGTH, ["end"]),
     ]
     assert Item.compared < 12 * LENGTH
+
+
+def test_a_line_that_was_put_in_is_not_taken_for_the_one_it_copies() -> None:
+    names = [f"{number}" for number in range(LENGTH)]
+    put_in = ["new", names[5000], "new", "new"]
+    side = [*names[:5000], *put_in, *names[5000:15_000], "end", *names[15_000:]]
+    assert hunks(names, side) == [(5000, 5000, put_in), (15_000, 15_000, ["end"])]
 
 
 @pytest.mark.parametrize("make", [list, tuple, lambda names: list(map(str.encode, names))])
