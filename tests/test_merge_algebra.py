@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from agentguard.merge import MISSING, Merged, Options, merge, merge_values
 from agentguard.merge.documents import JSON
-from agentguard.merge.lines import hunks
 from agentguard.merge.values import canon, extent, order, same
 
 SCALARS = st.sampled_from([None, True, False, 0, 1, 1.0, -0.0, 2**65, "", "x", "é", "a\nb\n"])
@@ -279,18 +278,3 @@ def test_json_reads_back_in_any_style(value: Any, indent: Any, ascii_only: bool,
     assert same(JSON.value(again), value)
     if type(value) in (dict, list) and value and indent is not None and (ascii_only == data.isascii()):
         assert again == data or b"\\u" not in data
-
-
-@given(st.lists(st.integers(0, 4), max_size=14), st.lists(st.integers(0, 4), max_size=14))
-@settings(max_examples=500, deadline=None)
-def test_hunks_turn_one_sequence_into_the_other(base: list[int], side: list[int]) -> None:
-    out: list[int] = []
-    at = 0
-    for lo, hi, new in hunks(base, side):
-        assert at <= lo <= hi
-        assert base[lo:hi] != new
-        out += base[at:lo] + new
-        at = hi
-    assert out + base[at:] == side
-    if side[: len(base)] == base and side != base:
-        assert hunks(base, side) == [(len(base), len(base), side[len(base) :])]

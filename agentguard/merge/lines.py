@@ -1,44 +1,45 @@
 """Differences between sequences, and N of them laid over one base.
 
-The sequences are lists of small integers that stand for lines or elements (equal numbers, equal items), so text and
-lists share this code. Anchors are the items that are unique on both sides, as in Bram Cohen's patience diff; what lies
-between anchors is left to `difflib`.
+The items are lines, or numbers that stand for the elements of a list: anything that can be compared and hashed, so
+text and lists share this code.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
+from typing import Generic
 
-Hunk = tuple[int, int, list[int]]
+from agentguard.merge.matching import matches
+from agentguard.merge.myers import T, equal_ahead, equal_behind
+
+Hunk = tuple[int, int, list[T]]
 """(lo, hi, new): `base[lo:hi]` became `new`; an insertion has lo == hi."""
 
-_SMALL = 200 * 200
-"""The most cells that the quadratic matcher may look at. Above it a stretch becomes one coarse, still correct, hunk."""
-
-_STEP = 64
+_Group = tuple[int, int]
+"""(before, size): so many items in a row that only this side has, after so many that both have."""
 
 
 @dataclass(frozen=True)
-class Region:
+class Region(Generic[T]):
     """A stretch `base[lo:hi]` that somebody changed: `versions` has what each agent who did made of it."""
 
     lo: int
     hi: int
-    versions: dict[str, list[int]]
+    versions: dict[str, list[T]]
 
-    def distinct(self) -> list[list[int]]:
+    def distinct(self) -> list[list[T]]:
         """The different versions, in the order of the agents."""
-        found: list[list[int]] = []
+        found: list[list[T]] = []
         for version in self.versions.values():
             if version not in found:
                 found.append(version)
         return found
 
 
-def regions(base: Sequence[int], hunks: Mapping[str, list[Hunk]], *, touching: bool) -> Iterator[Region]:
+def regions(base: Sequence[T], hunks: Mapping[str, list[Hunk[T]]], *, touching: bool) -> Iterator[Region[T]]:
     """Group the hunks of all agents into the regions where they meet, in the order of the base.
 
     `touching`: changes with no unchanged item between them share a region, as in git and diff3. Otherwise only changes
@@ -52,14 +53,14 @@ def regions(base: Sequence[int], hunks: Mapping[str, list[Hunk]], *, touching: b
         while at < len(queue) and ((queue[at][0] <= hi) if touching else (queue[at][0] < hi or queue[at][0] == lo)):
             hi = max(hi, queue[at][1])
             at += 1
-        mine: dict[str, list[Hunk]] = {}
+        mine: dict[str, list[Hunk[T]]] = {}
         for first, last, _, agent, new in sorted(queue[start:at], key=lambda entry: entry[2]):
             mine.setdefault(agent, []).append((first, last, new))
         yield Region(lo, hi, {agent: _applied(base, lo, hi, changes) for agent, changes in mine.items()})
 
 
-def _applied(base: Sequence[int], lo: int, hi: int, changes: list[Hunk]) -> list[int]:
-    out: list[int] = []
+def _applied(base: Sequence[T], lo: int, hi: int, changes: list[Hunk[T]]) -> list[T]:
+    out: list[T] = []
     for first, last, new in changes:
         out += base[lo:first]
         out += new
@@ -68,107 +69,66 @@ def _applied(base: Sequence[int], lo: int, hi: int, changes: list[Hunk]) -> list
     return out
 
 
-def hunks(base: Sequence[int], side: Sequence[int]) -> list[Hunk]:
+def hunks(base: Sequence[T], side: Sequence[T], times: Counter[T] | None = None) -> list[Hunk[T]]:
     """What turns `base` into `side`. If `base` is a prefix of `side`, this is one insertion at the end.
 
-    Where an insertion or deletion could as well stand further down (a repeated line), it does, as in git: so the same
-    edit has the same hunk whoever made it.
+    Where an insertion or deletion could as well stand elsewhere (a repeated line), it stands where git puts it: as a
+    change together with a deletion or insertion if it can, else as far down as it can. So the same edit has the same
+    hunk whoever made it. `times` as in `matches`.
     """
-    out: list[Hunk] = []
-    pb = ps = 0
-    for b, s, length in _matches(base, side):
-        if b > pb or s > ps:
-            out.append((pb, b, list(side[ps:s])))
-        pb, ps = b + length, s + length
-    if pb < len(base) or ps < len(side):
-        out.append((pb, len(base), list(side[ps:])))
-    return _slid(base, out)
-
-
-def _slid(base: Sequence[int], found: list[Hunk]) -> list[Hunk]:
-    out: list[Hunk] = []
-    end = len(base)
-    for lo, hi, new in reversed(found):
-        if lo == hi:
-            while hi < end and new[0] == base[hi]:
-                new = [*new[1:], new[0]]
-                lo = hi = hi + 1
-        elif not new:
-            while hi < end and base[lo] == base[hi]:
-                lo, hi = lo + 1, hi + 1
-        if out and hi == end:  # it has come to the next hunk: the two are one
-            _, last, more = out.pop()
-            hi, new = last, new + more
-        out.append((lo, hi, new))
-        end = lo
-    out.reverse()
+    gone: list[_Group] = []
+    new: list[_Group] = []
+    i = j = both = 0
+    for x, y, length in [*matches(base, side, times), (len(base), len(side), 0)]:
+        if x > i:
+            gone.append((both, x - i))
+        if y > j:
+            new.append((both, y - j))
+        both += length
+        i, j = x + length, y + length
+    gone = _settled(base, gone, new)
+    new = _settled(side, new, gone)
+    out: list[Hunk[T]] = []
+    removed, added = dict(gone), dict(new)
+    i = j = 0  # of the items met so far, how many only this side has
+    for at in sorted({*removed, *added}):
+        lo, start = at + i, at + j
+        i, j = i + removed.get(at, 0), j + added.get(at, 0)
+        out.append((lo, at + i, list(side[start : at + j])))
     return out
 
 
-def _matches(a: Sequence[int], b: Sequence[int]) -> list[tuple[int, int, int]]:
-    found: list[tuple[int, int, int]] = []
-    todo = [(0, len(a), 0, len(b))]
-    while todo:
-        alo, ahi, blo, bhi = todo.pop()
-        most = min(ahi - alo, bhi - blo)
-        head = 0
-        while head + _STEP <= most and a[alo + head : alo + head + _STEP] == b[blo + head : blo + head + _STEP]:
-            head += _STEP
-        while head < most and a[alo + head] == b[blo + head]:
-            head += 1
-        if head:
-            found.append((alo, blo, head))
-            alo, blo, most = alo + head, blo + head, most - head
-        tail = 0
-        while tail < most and a[ahi - 1 - tail] == b[bhi - 1 - tail]:
-            tail += 1
-        if tail:
-            ahi, bhi = ahi - tail, bhi - tail
-            found.append((ahi, bhi, tail))
-        if alo >= ahi or blo >= bhi:
-            continue
-        anchors = _anchors(a, alo, ahi, b, blo, bhi)
-        if anchors:
-            # Each stretch but the first begins with an anchor, which its head loop consumes: every round shrinks.
-            last = (alo, blo)
-            for ia, ib in anchors:
-                if a[last[0] : ia] != b[last[1] : ib] or last == (alo, blo):
-                    todo.append((alo, ia, blo, ib))
-                    alo, blo = ia, ib
-                last = (ia, ib)  # an anchor that only continues a run is left to the head loop
-            todo.append((alo, ahi, blo, bhi))
-        elif (ahi - alo) * (bhi - blo) <= _SMALL:
-            matcher = SequenceMatcher(None, a[alo:ahi], b[blo:bhi], autojunk=False)
-            found += [(alo + x, blo + y, length) for x, y, length in matcher.get_matching_blocks() if length]
-    found.sort()
-    return found
-
-
-def _anchors(a: Sequence[int], alo: int, ahi: int, b: Sequence[int], blo: int, bhi: int) -> list[tuple[int, int]]:
-    """The longest run of items that are unique in both stretches and stand in the same order."""
-    in_a: dict[int, int] = {}
-    in_b: dict[int, int] = {}
-    for seen, items, lo, hi in ((in_a, a, alo, ahi), (in_b, b, blo, bhi)):
-        for at in range(lo, hi):
-            item = items[at]
-            seen[item] = -1 if item in seen else at
-    pairs = [(ia, ib) for item, ia in in_a.items() if ia >= 0 and (ib := in_b.get(item, -1)) >= 0]
-    pairs.sort()
-    order = [ib for _, ib in pairs]
-    if order == sorted(order):
-        return pairs  # nothing moved, which is the usual case
-    tops: list[int] = []
-    piles: list[int] = []
-    back = [-1] * len(pairs)
-    for k, ib in enumerate(order):
-        pile = bisect_left(tops, ib)
-        back[k] = piles[pile - 1] if pile else -1
-        tops[pile : pile + 1] = [ib]
-        piles[pile : pile + 1] = [k]
-    out: list[tuple[int, int]] = []
-    k = piles[-1] if piles else -1
-    while k >= 0:
-        out.append(pairs[k])
-        k = back[k]
-    out.reverse()
+def _settled(items: Sequence[T], groups: list[_Group], others: list[_Group]) -> list[_Group]:
+    """The groups of one side moved to where they are to stand; those that meet on the way become one."""
+    partners = [before for before, _ in others]
+    common = len(items) - sum(size for _, size in groups)
+    out: list[_Group] = []
+    passed = 0  # the sizes of all in `out`
+    number = 0
+    while number < len(groups):
+        at, size = groups[number]
+        number += 1
+        known, top = 0, at
+        while known != size:  # until it meets no other any more
+            known = size
+            while True:
+                floor = out[-1][0] if out else 0
+                at -= equal_behind(items, at + passed, items, at + passed + size, at - floor)
+                if not out or at > floor:
+                    break
+                joined = out.pop()[1]
+                size, passed = size + joined, passed - joined
+            top = at
+            while True:
+                ceiling = groups[number][0] if number < len(groups) else common
+                at += equal_ahead(items, at + passed, items, at + passed + size, ceiling - at)
+                if number == len(groups) or at < ceiling:
+                    break
+                size += groups[number][1]
+                number += 1
+        last = bisect_right(partners, at) - 1
+        if top < at and last >= 0 and partners[last] >= top:
+            at = partners[last]
+        out.append((at, size))
+        passed += size
     return out

@@ -6,11 +6,13 @@ a newline is merged apart from its lines: a writer who drops or adds that newlin
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from agentguard.exceptions import ConfigError
-from agentguard.merge.lines import hunks, regions
+from agentguard.merge.lines import Hunk, hunks, regions
 from agentguard.merge.values import MISSING, Conflict, Merged, Options, settle
 
 
@@ -56,41 +58,45 @@ def _lines(base: bytes | None, sides: Mapping[str, bytes], options: Options, *, 
         return whole(base, sides, options, "holds NUL bytes, so it is not text and cannot be merged by lines")
     origin = base or b""
     crlf = _crlf(origin) or (b"\n" not in origin and any(map(_crlf, sides.values())))
-    numbers: dict[bytes, int] = {}
     old = _Document.of(origin, crlf)
-    start = [numbers.setdefault(line, len(numbers)) for line in old.lines]
+    times: Counter[bytes] = Counter()
     closed: dict[str, bool] = {}
-    edits = {}
+    edits: dict[str, list[Hunk[bytes]]] = {}
     for agent, data in sides.items():
+        twin = next((other for other in edits if sides[other] == data), None)
+        if twin is not None:
+            closed[agent], edits[agent] = closed[twin], edits[twin]
+            continue
         new = _Document.of(data, crlf)
-        closed[agent] = new.closed
-        edits[agent] = hunks(start, [numbers.setdefault(line, len(numbers)) for line in new.lines])
+        closed[agent], edits[agent] = new.closed, hunks(old.lines, new.lines, times)
     changes = {agent: sum(max(hi - lo, len(new)) for lo, hi, new in edits[agent]) or 1 for agent in edits}
     if len(sides) == 1:
         return Merged(next(iter(sides.values())), (), changes)
 
-    pool = list(numbers)
-    readable = all(map(_is_utf8, (origin, *sides.values())))
+    @cache
+    def readable() -> bool:
+        return all(map(_is_utf8, (origin, *sides.values())))
 
-    def shown(numbered: list[int]) -> str | bytes:
-        joined = b"".join(pool[number] + b"\n" for number in numbered)
-        return joined.decode() if readable else joined
+    def shown(lines: list[bytes]) -> str | bytes:
+        joined = _joined(lines)
+        return joined.decode() if readable() else joined
 
     out: list[bytes] = []
     conflicts: list[Conflict] = []
-    position, end, left = 0, len(start), False
-    for region in regions(start, edits, touching=True):
+    position, end, left = 0, len(old.lines), False
+    for region in regions(old.lines, edits, touching=True):
         out += old.lines[position : region.lo]
         position = region.hi
         versions = region.distinct()
         insertion = region.lo == region.hi
         if len(versions) == 1 or (insertion and (union or region.lo == end)):
-            out += [pool[number] for version in versions for number in version]
+            for version in versions:
+                out += version
             continue
         conflict = Conflict(
             options.resource,
             _place(region.lo, region.hi),
-            shown(start[region.lo : region.hi]),
+            shown(old.lines[region.lo : region.hi]),
             {agent: shown(version) for agent, version in region.versions.items()},
             "added different lines at one place" if insertion else "changed the same lines differently",
         )
@@ -103,10 +109,14 @@ def _lines(base: bytes | None, sides: Mapping[str, bytes], options: Options, *, 
     # Who changed the end decides whether it has a newline; any one of them who kept it is enough.
     enders = [a for a in sides if closed[a] is not old.closed or (edits[a] and edits[a][-1][1] == end)]
     ends = any(closed[agent] for agent in enders) if enders and not left else old.closed
-    merged = b"".join(line + b"\n" for line in out)
+    merged = _joined(out)
     if not ends and out and out[-1] not in (b"", b"\r"):
         merged = merged.removesuffix(b"\n").removesuffix(b"\r" if crlf else b"")
     return Merged(merged, tuple(conflicts), changes)
+
+
+def _joined(lines: list[bytes]) -> bytes:
+    return b"\n".join([*lines, b""])
 
 
 def append(base: bytes | None, sides: Mapping[str, bytes], options: Options) -> Merged:

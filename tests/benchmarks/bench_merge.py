@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from pydoc_data.topics import topics
 from typing import Any
 
 import orjson
@@ -34,6 +35,34 @@ def edited(lines: list[bytes], first: int) -> bytes:
     return b"".join([*made, b"added by %d\n" % first])
 
 
+def worked(lines: list[bytes], agent: int, agents: int) -> bytes:
+    """What an agent makes of a file: in each of its own 20 stretches (they alternate with those of the others) lines
+    changed, a block deleted, a block inserted that is like one elsewhere, or a block moved; and a block at the end."""
+    rng = random.Random(agent)
+    step = len(lines) // (20 * agents)
+    made: list[bytes] = []
+    for number in range(20 * agents):
+        part = lines[number * step : (number + 1) * step if number < 20 * agents - 1 else len(lines)]
+        if number % agents == agent:
+            at, size = rng.randint(5, step // 2), rng.randint(3, 30)
+            match rng.choice(["change", "change", "delete", "insert", "move"]):
+                case "change":
+                    for line in rng.sample(range(at, at + size), 3):
+                        part[line] = part[line].rstrip(b"\n")[:40] + b" as agent %d says\n" % agent
+                case "delete":
+                    del part[at : at + size]
+                case "insert":
+                    like = rng.randint(0, len(lines) - size)
+                    part[at:at] = [line.replace(b"e", b"%d" % agent) for line in lines[like : like + size]]
+                case _:
+                    block = part[at : at + size]
+                    del part[at : at + size]
+                    to = rng.randint(5, len(part) - 5)
+                    part[to:to] = block
+        made += part
+    return b"".join([*made, *(b"added by agent %d: %d\n" % (agent, number) for number in range(20))])
+
+
 def texts(folder: Path) -> Iterator[tuple[str, Work]]:
     rng = random.Random(1)
     words = ["".join(rng.choices("etaoinshrdlu", k=rng.randint(2, 9))) for _ in range(3000)]
@@ -42,15 +71,63 @@ def texts(folder: Path) -> Iterator[tuple[str, Work]]:
     code = [("    " * rng.randint(0, 4) + rng.choice(usual) + "\n").encode() for _ in range(80_000)]
     for at in range(0, len(code), 5):
         code[at] = b"def f%d():\n" % at
-    for name, lines in (("text, 1 MB of prose", prose), ("text, 1 MB of code", code)):
-        base, one, two = b"".join(lines), edited(lines, 100), edited(lines, 600)
-        for suffix, data in (("base", base), ("one", one), ("two", two)):
-            (folder / suffix).write_bytes(data)
-        command = ["git", "merge-file", "-p", "--union", str(folder / "one"), str(folder / "base"), str(folder / "two")]
-        work: Work = {"ours": lambda b=base, o=one, t=two: merge("text", b, {"one": o, "two": t})}  # type: ignore[misc]
-        if shutil.which("git"):
-            work["git merge-file, a process"] = lambda c=command: subprocess.run(c, capture_output=True, check=False)  # type: ignore[misc]
-        yield name, work
+    manual = b"".join(f"{name}\n\n{said}\n\n".encode() for name, said in topics.items()).splitlines(keepends=True)
+    sources = b"".join(file.read_bytes() for file in sorted(Path(os.__file__).parent.glob("*.py")))
+    real = sources[: sources.index(b"\n", 1 << 20) + 1].splitlines(keepends=True)
+    scattered = [edited(prose, first) for first in (100, 600)], [edited(code, first) for first in (100, 600)]
+    for name, lines, shards in (
+        ("text, 1 MB of prose, a line in 500 changed", prose, scattered[0]),
+        ("text, 1 MB of code, a line in 500 changed", code, scattered[1]),
+        ("text, 1 MB of prose, 42 edits", prose, [worked(prose, agent, 2) for agent in range(2)]),
+        ("text, 1 MB of code, 42 edits", code, [worked(code, agent, 2) for agent in range(2)]),
+        (
+            f"text, {len(b''.join(manual)) / 1e6:.1f} MB: Python's manual, 42 edits",
+            manual,
+            [worked(manual, agent, 2) for agent in range(2)],
+        ),
+        ("text, 1 MB: Python's own library, 42 edits", real, [worked(real, agent, 2) for agent in range(2)]),
+        ("text, 10 kB of prose, 3 edits", prose[:140], [edited(prose[:140], first) for first in (20, 90)]),
+        (
+            "text, 1 MB: Python's own library, 8 shards of 21 edits",
+            real,
+            [worked(real, agent, 8) for agent in range(8)],
+        ),
+    ):
+        yield name, versions(folder, b"".join(lines), shards)
+
+
+def versions(folder: Path, base: bytes, shards: list[bytes]) -> Work:
+    """The merge of all shards, and what git needs for it: a process for every shard after the first."""
+    sides = {f"agent {number}": shard for number, shard in enumerate(shards)}
+    (folder / "base").write_bytes(base)
+    for number, shard in enumerate(shards):
+        (folder / f"{number}").write_bytes(shard)
+
+    def git() -> bytes:
+        merged = folder / "0"
+        for number in range(1, len(shards)):
+            command = [
+                "git",
+                "merge-file",
+                "-p",
+                "--union",
+                str(merged),
+                str(folder / "base"),
+                str(folder / f"{number}"),
+            ]
+            done = subprocess.run(command, capture_output=True, check=False).stdout
+            if number + 1 < len(shards):
+                merged = folder / "merged"
+                merged.write_bytes(done)
+        return done
+
+    work: Work = {"ours": lambda: merge("text", base, sides)}
+    if shutil.which("git"):
+        ours = merge("text", base, sides)
+        if ours.conflicts or ours.value != git():
+            raise SystemExit(f"git merges {len(shards)} shards of {len(base)} bytes to something else")
+        work["git merge-file, a process" if len(shards) == 2 else f"git merge-file, {len(shards) - 1} processes"] = git
+    return work
 
 
 def stores() -> Iterator[tuple[str, Work]]:
