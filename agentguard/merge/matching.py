@@ -33,7 +33,6 @@ def matches(a: Sequence[T], b: Sequence[T], times: Counter[T] | None = None) -> 
     times = Counter() if times is None else times
     found: list[Match] = []
     start = budget = 1_000_000 + len(a) + len(b)
-    whole = len(a) + len(b) <= _SMALL
     todo = [(0, len(a), 0, len(b))]
     while todo:
         i, a_end, j, b_end = todo.pop()
@@ -60,7 +59,7 @@ def matches(a: Sequence[T], b: Sequence[T], times: Counter[T] | None = None) -> 
                         found.append((x + over, y + over, length - over))
                 todo.append((i, a_end, j, b_end))
                 continue
-        myers = Myers(a, (i, a_end), b, (j, b_end), whole, budget)
+        myers = Myers(a, (i, a_end), b, (j, b_end), budget)
         found += myers.matches()
         budget -= myers.steps
     found.sort()
