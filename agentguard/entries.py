@@ -105,14 +105,14 @@ class Shard:
     seen: Signature | None = None  # of the record that `entries` are
     doubtful: bool = False  # a join of it broke off: the ledger may have entries of it
     mutex: Any = field(default_factory=threading.RLock, repr=False)
+    record: Path = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.record = self.folder / RECORD
 
     @property
     def closed(self) -> bool:
         return self.end is not None
-
-    @property
-    def record(self) -> Path:
-        return self.folder / RECORD
 
 
 def encoded(name: str) -> str:
@@ -141,14 +141,12 @@ def fingerprint(file: Path) -> str:
 
 def unsound(entry: Entry) -> str | None:
     """What is wrong with an entry's files, so that they must not be merged; None when they are as they should be."""
-    wrong = misplaced(entry.ours)
+    wrong = misplaced(entry, entry.ours)
     if wrong is not None:
         return f"the shard file {entry.ours} {wrong}"
-    if not entry.ours.parent.is_dir():
-        return f"the folder of the shard file {entry.ours} is gone"
     if entry.base is None:
         return None
-    wrong = misplaced(entry.base)
+    wrong = misplaced(entry, entry.base)
     if wrong is None and not os.path.lexists(entry.base):
         wrong = "is missing"
     if wrong is None and entry.print is not None and fingerprint(entry.base) != entry.print:
@@ -156,8 +154,8 @@ def unsound(entry: Entry) -> str | None:
     return f"the base of the shard, {entry.base}, {wrong}" if wrong is not None else None
 
 
-def misplaced(file: Path) -> str | None:
-    """Why a file of a shard must not be used: links are never followed."""
+def misplaced(entry: Entry, file: Path) -> str | None:
+    """Why a file of an entry must not be used: links are never followed, from the shard's folder on."""
     for one in files_of(file):
         try:
             mode = os.lstat(one).st_mode
@@ -167,8 +165,15 @@ def misplaced(file: Path) -> str | None:
             return "is a symbolic link, which is never followed"
         if not stat.S_ISREG(mode):
             return "is a directory" if stat.S_ISDIR(mode) else "is a device, pipe or socket"
-    if os.path.realpath(file.parent) != str(file.parent):
-        return "lies behind a symbolic link, which is never followed"
+    folder = os.fspath(file)
+    for _ in range(entry.relative.count(os.sep) + 2):
+        folder = os.path.dirname(folder)
+        try:
+            mode = os.lstat(folder).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return f"is gone, with its folder {folder}"
+        if not stat.S_ISDIR(mode):
+            return "lies behind a symbolic link, which is never followed"
     return None
 
 

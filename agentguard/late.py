@@ -146,17 +146,25 @@ def put_aside(home: Home, folder: Path, *, dropped: bool = False) -> Path | None
 
 
 def tidy(home: Home, folder: Path, aside: Path | None, left: Sequence[Left], others: Iterable[Path]) -> None:
-    """Remove merged contents, and `others` (their bases); keep what is not safe to remove.
+    """Remove merged contents, and `others`; keep what is not safe to remove.
 
-    `folder`: where the shard was, `aside`: where it is now (None: there, since it has further entries)."""
+    `folder`: where the shard was, `aside`: where all of it is now (None: there, since it has further entries)."""
+
+    before = len(str(folder))
+
+    def now(file: Path) -> Path:
+        return Path(f"{aside}{str(file)[before:]}") if aside is not None else file
+
     for one in left:
-        ours = aside / one.ours.relative_to(folder) if aside is not None else one.ours
-        _settle(home, one, ours)
+        _settle(home, one, now(one.ours))
+    for file in others:
+        _remove(now(file))
     if aside is not None:
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        for file in others:
-            _remove(file)
+        try:
+            for name in ("base", "ours", ""):
+                os.rmdir(aside / name)
+        except OSError:  # files in folders, or what nobody has put there
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _settle(home: Home, one: Left, ours: Path) -> None:

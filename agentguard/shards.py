@@ -199,7 +199,7 @@ class Shards:
                 if entry is None:
                     made[resource.id] = self._copy(shard, resource)
                 else:
-                    wrong = misplaced(entry.ours)
+                    wrong = misplaced(entry, entry.ours)
                     if wrong is not None:
                         raise damaged(shard.folder, shard.reference, f"{entry.resource}: {wrong}", shard.identity.agent)
             if made or gone:
@@ -228,27 +228,28 @@ class Shards:
         earlier = self._earlier(shard.identity, resource.id)
         if earlier is not None:
             source, inherited = earlier.ours, earlier.id
-        base, ours = shard.folder / "base" / relative, shard.folder / "ours" / relative
-        for file in (base, ours):
-            make_private(file.parent)
-            if os.path.realpath(file.parent) != str(file.parent):
-                raise damaged(
-                    shard.folder, shard.reference, f"{file.parent} leads out of it by a link", shard.identity.agent
-                )
-        _unlink(base, ours)  # of a process that was killed between copying and recording
-        existed = _snapshot(source, base)
-        if existed:
-            snapshot(base, ours)
-        return Entry(
+        entry = Entry(
             secrets.token_hex(8),
             resource.name,
             relative,
-            base if existed else None,
-            ours,
+            shard.folder / "base" / relative,
+            shard.folder / "ours" / relative,
             time.time(),
             inherited,
-            fingerprint(base) if existed else None,
         )
+        assert entry.base is not None
+        for file in (entry.base, entry.ours):
+            _make(file.parent)
+            file.unlink(missing_ok=True)  # of a process that was killed between copying and recording
+            wrong = misplaced(entry, file)
+            if wrong is not None:
+                raise damaged(shard.folder, shard.reference, f"{file} {wrong}", shard.identity.agent)
+        if _snapshot(source, entry.base):
+            snapshot(entry.base, entry.ours)
+            entry.print = fingerprint(entry.base)
+        else:
+            entry.base = None
+        return entry
 
     def inherited(self, identity: Identity, key: str) -> Path | None:
         """What this identity sees of a resource that it has not written itself: its branch's, if there is one."""
@@ -294,7 +295,7 @@ class Shards:
                 [encoded(identity.run), encoded(identity.step), f"{encoded(identity.agent)}~{secrets.token_hex(4)}"]
             )
             folder = self.folder / reference
-            make_private(folder)
+            _make(folder)
             shard = self._state.open[at] = Shard(identity, folder, reference, created=time.time())
             self._state.known[reference] = shard
             return shard
@@ -392,10 +393,11 @@ class Shards:
 
     def _forget(self, shard: Shard, end: End) -> None:
         shard.end = shard.end or end
+        at = (shard.identity.run, shard.identity.shard or "")
         with self._state.mutex:
-            if self._state.known.pop(shard.reference, None) is not None:
-                for at in [at for at, one in self._state.open.items() if one is shard]:
-                    del self._state.open[at]
+            self._state.known.pop(shard.reference, None)
+            if self._state.open.get(at) is shard:
+                del self._state.open[at]
 
     def drop(self, shard: Shard) -> None:
         """Forget a shard and its files (a branch that failed and will run again, or by a person's decision)."""
@@ -442,17 +444,18 @@ class Shards:
             Left(entry.resource, shard.identity.agent, shard.identity.run, end, entry.ours, (read or {}).get(key))
             for key, entry in done.items()
         ]
-        tidy(self.home, shard.folder, aside, left, [entry.base for entry in done.values() if entry.base is not None])
+        bases = [entry.base for entry in done.values() if entry.base is not None]
+        tidy(self.home, shard.folder, aside, left, [*bases, shard.record] if aside is not None else bases)
         if aside is not None:
             self._prune(shard.folder.parent)
 
     def _prune(self, folder: Path) -> None:
-        while folder != self.folder and self.folder in folder.parents:
+        """Remove folders of steps and runs that have become empty."""
+        for one in (folder, folder.parent):
             try:
-                folder.rmdir()
+                os.rmdir(one)
             except OSError:
                 return
-            folder = folder.parent
 
 
 # -- the disk ---
@@ -485,6 +488,16 @@ def _latched(folder: Path) -> Iterator[bool]:
         if fd in _latches:  # else a fork has closed it
             _latches.discard(fd)
             os.close(fd)
+
+
+def _make(folder: Path) -> None:
+    """`make_private`, from below: most of the way is there."""
+    try:
+        os.mkdir(folder, 0o700)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        make_private(folder)
 
 
 def _unlink(*files: Path | None) -> None:
