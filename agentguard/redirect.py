@@ -223,7 +223,11 @@ def rewritten(
             text = text[: -len(tail)]
         old = arguments[access.argument]
         asked = os.fspath(old if access.index is None else old[access.index])
-        names[text] = asked.rstrip("/" + os.sep) or asked
+        if asked.endswith(("/", os.sep)) and not access.suffix.strip("/"):
+            text += os.sep  # of a directory: a tool may simply put a name behind it
+            names[text] = asked
+        else:
+            names[text] = asked.rstrip("/" + os.sep) or asked
         if access.index is not None:
             items = list(changed.get(access.argument, old))
             items[access.index] = _like(old[access.index], text)

@@ -210,6 +210,14 @@ def test_so_does_one_whose_shard_another_process_has_joined(guard: Guard, how: s
     assert guard.status().shards == ()
 
 
+def test_so_does_one_whose_shard_was_dropped_elsewhere(guard: Guard) -> None:
+    put(guard, "a", first=1)
+    shutil.rmtree(only_shard(guard).folder)  # as `agentguard recover --drop` does it, in its process
+    put(guard, "a", second=2)
+    guard.join()
+    assert store(guard) == {"n": 0, "second": 2}
+
+
 def _write_in_a_child(guard: Guard, queue: Any) -> None:
     put(guard, "a", child=1)
     queue.put("done")

@@ -157,6 +157,18 @@ def test_what_the_tool_says_shows_no_copy(guard: Guard) -> None:
     assert work(guard, "ann", lambda folder: f"wrote {folder / 'a.md'} in {folder}") == "wrote notes/a.md in notes"
 
 
+def test_a_slash_at_the_end_stays(guard: Guard) -> None:
+    def tool(folder: str) -> str:
+        Path(folder + "new.md").write_text("x")
+        return f"wrote {folder}new.md"
+
+    with guard.agent("ann"):
+        assert guard.wrap(tool, writes="{folder}")("notes/") == "wrote notes/new.md"
+    assert not (guard.root / "notes" / "new.md").exists()
+    guard.join()
+    assert (guard.root / "notes" / "new.md").read_text() == "x"
+
+
 def test_agents_work_on_it_at_the_same_time_and_one_agent_does_not(guard: Guard) -> None:
     meet = threading.Barrier(2)
     errors: list[BaseException] = []
