@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import threading
@@ -15,10 +16,11 @@ from .conflicts import keep
 from .declaration import Access
 from .exceptions import AgentGuardError, LockLost, StaleWrite, UndeclaredWrite
 from .knowledge import Known
-from .locks import Claim, Mode, Ticket
-from .outline import Batch, Outline, Part
+from .late import too_late
+from .locks import Claim, Ticket
+from .outline import Batch, Outline, Part, check_directory
 from .redirect import CURRENT, Place, check_untouched, leftovers, rewritten, undeclared
-from .resources import Resource
+from .resources import Resource, plan
 from .shards import Identity
 from .versions import signature
 
@@ -75,16 +77,10 @@ class Call:
         if place.resource.path is None:
             return False
         if self.identity.shard is None:
+            check_directory(self.guard, place.resource, self.tool)
             if place.exclusive:
                 self.guard.warn_unjoined(place.resource.name, self.tool)
             return False
-        if place.resource.directory:
-            raise UndeclaredWrite(
-                f"{self.tool}: the directory {place.resource.name!r} is in shard mode, which works file by file. "
-                "Declare the files it writes.",
-                resource=place.resource.name,
-                tool=self.tool,
-            )
         return True
 
     def locks(self) -> Sequence[Batch]:
@@ -94,16 +90,21 @@ class Call:
                 self._announce_at_once()
             return self.outline.batches
         wanted: list[tuple[Resource, bool]] = []
-        inner: list[tuple[str, Mode]] = []
+        inside: list[tuple[Resource, bool]] = []
         for place in self.places.values():
-            if place.options.mode == "shard" and self._shards(place):
+            if place.part.shard and self._shards(place):
                 place.sharded = True
                 wanted.append((place.resource, False))  # keeps joins out; other agents' shards share it
-                key = f"shard:{self.identity.run}/{self.identity.shard}/{place.resource.id}"
-                inner.append((key, Mode.EXCLUSIVE if place.exclusive else Mode.SHARED))
+                inside.append((place.resource, place.exclusive))
             else:
                 wanted.append((place.resource, place.exclusive))
-        return [*self.guard.batches(tuple(wanted)), (self.guard.shard_locks, sorted(inner, key=lambda item: item[0]))]
+        start = f"shard:{self.identity.run}/{self.identity.shard}/"
+        inner = [
+            (f"{start}{'' if home == self.guard.home.base else f'{home}:'}{key}", mode)
+            for home, keys in plan(tuple(inside))
+            for key, mode in keys
+        ]
+        return [*self.guard.batches(tuple(wanted)), (self.guard.shard_locks, inner)]
 
     def _announce_at_once(self) -> None:
         """Where nothing can keep the body from running once the only lock is granted, that grant is the change."""
@@ -127,23 +128,35 @@ class Call:
             outer = self._outer(place.resource)
             if outer is not None:
                 call, found = outer
-                if place.exclusive and not found.in_place:
+                place.sharded = False  # it is the outer call's
+                if found.resource.directory and found.sharded:
+                    place.target = call.tree(found)
+                elif place.exclusive and not found.in_place:
                     place.target = call.stage(found)
                 else:
                     place.target = found.staged or found.target
             elif place.sharded:
-                place.pinned = signature(place.resource.path)
-                if place.exclusive:
-                    _, place.entry = self.guard.shards.fork(self.identity, place.resource)
-                    place.target = place.entry.ours
-                else:
-                    shard = self.guard.shards.current(self.identity)
-                    entry = shard.entries.get(place.resource.id) if shard is not None else None
-                    if entry is not None:
-                        place.target = entry.ours
-                    else:
-                        inherited = self.guard.shards.inherited(self.identity, place.resource.id)
-                        place.target = inherited or place.resource.path
+                self.settle(place)
+
+    def settle(self, place: Place) -> None:
+        """Find a place in the agent's shard: the entry that it writes, or what the agent sees of what it reads."""
+        assert place.resource.path is not None
+        shards, key = self.guard.shards, place.resource.id
+        if place.resource.directory:
+            if place.exclusive:
+                from .trees import scan
+
+                place.scanned = scan(place.resource.path)
+            return
+        place.pinned = signature(place.resource.path)
+        if place.exclusive:
+            durable = bool(place.options.durable)
+            place.shard, place.entry = shards.fork(self.identity, place.resource, durable=durable)
+            place.target = place.entry.ours
+        else:
+            shard = shards.current(self.identity)
+            entry = shard.entries.get(key) if shard is not None else None
+            place.target = entry.ours if entry is not None else shards.inherited(self.identity, key) or place.target
 
     def _outer(self, resource: Resource) -> tuple[Call, Place] | None:
         call = self.parent
@@ -160,8 +173,13 @@ class Call:
             for other in list(self.places.values()):
                 if other.resource.directory and other.resource.path in resource.path.parents:
                     # A file beneath a declared directory becomes a place of its own, at its first use.
-                    options = self.guard.config.resource(resource.name)
-                    place = Place(Part(resource, other.exclusive, other.update, other.read, options, None))
+                    if other.part.shard:
+                        from .trees import beneath
+
+                        place = beneath(self, other, resource)
+                    else:
+                        options = self.guard.config.resource(resource.name)
+                        place = Place(Part(resource, other.exclusive, other.update, other.read, options, None))
                     self._discovered(place)
                     self.places[resource.id] = place
                     break
@@ -188,6 +206,22 @@ class Call:
             staged = place.stage(self._folder, self.guard.root, copy=copy)
             self.names.setdefault(str(staged), place.asked or place.resource.name)
             return staged
+
+    def tree(self, place: Place) -> Path:
+        """The directory that this call works on for one in shard mode: a copy, but where it reads what nobody wrote."""
+        assert place.resource.path is not None
+        if not place.exclusive and not self.guard.shards.beneath(self.identity, place.resource.id):
+            return place.target
+        with self._mutex:
+            if place.tree is None:
+                from .trees import fill
+
+                if self._folder is None:
+                    self._folder = self.guard.home.stage_folder()
+                folder = self._folder / os.path.relpath(place.resource.path, self.guard.root)
+                place.tree = fill(self, place, folder)
+                self.names.setdefault(str(folder), (place.asked or place.resource.name).rstrip("/") or ".")
+            return place.tree.folder
 
     def ticket(self, resource: Resource) -> Ticket | None:
         """The granted ticket of a resource that this call locks itself; None when there is none."""
@@ -221,6 +255,8 @@ class Call:
                 tool=self.tool,
             )
         place.asked = place.asked or os.fspath(name)
+        if place.resource.directory and place.sharded:
+            return self.tree(place)
         if not place.exclusive or place.in_place:
             return place.target
         return self.stage(place)
@@ -233,11 +269,13 @@ class Call:
         def place_of(access: Access) -> Path | None:
             resource = self.guard.resources.resolve(access.name, self.tool)
             place = self.places[resource.id]
-            if resource.path is None or resource.directory:
+            if resource.path is None or (resource.directory and not place.part.shard):
                 return None
             given = self.arguments[access.argument or ""]
             asked = os.fspath(given if access.index is None else given[access.index]) + access.suffix
             place.asked = asked
+            if place.resource.directory and place.sharded:
+                return self.tree(place)
             if place.exclusive and not place.in_place:
                 return self.stage(place)
             # Read where it is; a relative spelling would be looked up in the working directory, not in the root.
@@ -270,13 +308,14 @@ class Call:
             self.guard.recover_pending([place.resource for place in self.places.values()])
             for ticket in tickets:
                 ticket.table.known(ticket)
+            self.guard.shards.doubt(self.identity)
 
     def has_end(self) -> bool:
         """Whether something must be checked or published after the body."""
         if self._folder is not None or (self.fresh is not None and (self.fresh.moves or self.fresh.unseen)):
             return True
-        for place in self.places.values():  # noqa: SIM110 - a generator costs more than all of this
-            if place.entry is not None or place.rebased:
+        for place in self.places.values():
+            if place.entry is not None or place.scanned is not None or place.rebased:
                 return True
         return False
 
@@ -319,10 +358,17 @@ class Call:
         self.freshness().announce()
 
     def check_isolation(self) -> None:
+        """Refuse what was written to a resource itself that is in shard mode."""
         for place in self.places.values():
-            if place.entry is None or place.staged is not None or place.resource.path is None:
+            if place.resource.path is None or place.staged is not None or place.tree is not None:
                 continue
-            if signature(place.resource.path) != place.pinned:
+            if place.scanned is not None:
+                from .trees import scan
+
+                touched = scan(place.resource.path) != place.scanned
+            else:
+                touched = place.entry is not None and signature(place.resource.path) != place.pinned
+            if touched:
                 name = place.resource.name
                 raise UndeclaredWrite(
                     f"{self.tool} of agent {self.identity.agent!r} wrote to {name} itself, which is in shard "
@@ -337,13 +383,38 @@ class Call:
 
     def commit(self) -> None:
         """Publish every copy, all or none. Raises before anything is applied, or `InDoubt` after."""
+        if any(place.tree is not None for place in self.places.values()):
+            from .trees import gather
+
+            gather(self)
         if any(place.rebased for place in self.places.values()):
             from .rebase import merge_stale
 
             merge_stale(self)
+        with contextlib.ExitStack() as stack:
+            for shard in {place.shard.reference: place.shard for place in self.places.values() if place.shard}.values():
+                stack.enter_context(shard.mutex)  # it is not closed while something is put into it
+            self._check_open()
+            self._publish()
+
+    def _check_open(self) -> None:
+        """Refuse what comes after the shard was closed, joined or dropped; its copies are kept."""
+        for place in self.places.values():
+            if place.shard is None or place.entry is None or self.guard.shards.writable(place.shard, place.entry):
+                continue
+            raise too_late(
+                place.resource.name,
+                self.tool,
+                self.identity.agent,
+                self.identity.run,
+                self.guard.shards.ended(place.shard, place.entry),
+                self.keep("late"),
+            )
+
+    def _publish(self) -> None:
         if self._folder is None:
             return
-        extra = leftovers(self._folder, (place.staged for place in self.places.values()))
+        extra = leftovers(self._folder, self.places.values())
         if extra:
             kept = self.keep("undeclared")
             names = ", ".join(sorted(os.path.relpath(file, self._folder) for file in extra)[:5])
@@ -398,7 +469,7 @@ class Call:
         if self.fresh is not None and self.fresh.learned:
             self.remember(self.fresh.learned)
         for key, place in self.places.items():
-            if place.exclusive and place.staged is None and place.resource.path is not None:
+            if place.exclusive and place.staged is None and place.resource.path is not None and not place.sharded:
                 self.guard.in_place[key] = self.began, self.identity, self.tool, time.time_ns()
                 if len(self.guard.in_place) > 10_000:
                     self.guard.in_place.popitem(last=False)

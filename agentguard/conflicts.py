@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from .home import Home, make_private
 if TYPE_CHECKING:
     from .merge import Conflict
 
-__all__ = ["keep", "park"]
+__all__ = ["keep", "keep_files", "park"]
 
 
 def keep(home: Home, folder: Path, why: str) -> Path:
@@ -23,6 +23,14 @@ def keep(home: Home, folder: Path, why: str) -> Path:
     for entry in folder.iterdir():
         shutil.move(str(entry), kept / entry.name)
     shutil.rmtree(folder, ignore_errors=True)
+    return kept
+
+
+def keep_files(home: Home, files: Iterable[Path], why: str) -> Path:
+    """Move single files here; returns where. Raises OSError."""
+    kept = _new(home, why)
+    for file in files:
+        shutil.move(str(file), kept / file.name)
     return kept
 
 

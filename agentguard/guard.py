@@ -35,7 +35,7 @@ from .versions import DATABASES, Versions
 
 if TYPE_CHECKING:
     from .config import Config, ResourceConfig
-    from .join import JoinReport, ResourceReport
+    from .reports import JoinReport, ResourceReport
     from .status import Recovery, Status
     from .turns import Seat
 
@@ -74,7 +74,11 @@ class Guard:
         self.root: Path = self.resources.root
         self.home: Home = home_at(self.root)
         self.shards = Shards(self.home, self.root)
-        self.shard_locks = LockTable()
+        self.shard_locks = self.shards.locks
+        sharded = [name for name, one in self.config.resources.items() if one.mode == "shard"]
+        self.sharded_directories = tuple(
+            name.rstrip("/") for name in sharded if not any(sign in name for sign in "*?[")
+        )
         self.knowledge = Knowledge()
         self.versions = Versions()
         self.contents = Contents(self.home.folder / "versions")

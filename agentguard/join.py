@@ -1,18 +1,18 @@
 """Collect the shards of a run, merge them, and commit: exactly once.
 
-Merging is pure (`fold`): entries form a forest, since a later node of one branch starts from the earlier one's content;
-each tree is folded into one side, and all sides of one base are merged with the current content in one N-way pass.
-The ids of the merged entries are committed together with the content, so that a join which is repeated, resumed or run
-twice at the same time applies each shard once.
+Merging is pure (`folding`). The ids of the merged entries are committed together with the content, so that a join which
+is repeated, resumed or run twice at the same time applies each shard once.
 """
 
 from __future__ import annotations
 
+import contextlib
+import filecmp
 import functools
 import os
 import shutil
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,148 +20,50 @@ from typing import TYPE_CHECKING
 from . import disk
 from .commit import Delete, Replace
 from .conflicts import park
-from .exceptions import MergeConflict
+from .entries import unsound
+from .exceptions import InDoubt, MergeConflict
 from .flow import Do, Flow, locked
+from .folding import CURRENT_SIDE, Side, fold, label, moves
+from .late import State, state_of, sweep
 from .locks import Claim, LockTable, Owner
 from .logfiles import LARGE, Concatenated, concatenate, size
 from .redirect import CURRENT
+from .reports import JoinReport, ResourceReport
 from .resources import Resource
 from .shards import Entry, Shard, ordered
 from .versions import DATABASES, signature
 
 if TYPE_CHECKING:
+    from .config import ResourceConfig
     from .guard import Guard
     from .merge import Conflict, Merged, Options
 
-__all__ = ["JoinReport", "Side", "fold", "joining"]
+__all__ = ["CURRENT_SIDE", "JoinReport", "ResourceReport", "Side", "fold", "joining"]
 
-CURRENT_SIDE = "(current)"
-
-
-@dataclass(frozen=True, slots=True)
-class ResourceReport:
-    """What a join did to one resource. `changes`: records, keys or lines that each agent changed."""
-
-    resource: str
-    strategy: str
-    shards: int
-    changes: Mapping[str, int]
-    conflicts: tuple[Conflict, ...]
-    bytes: int
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class JoinReport:
-    """What a join did. False when there was nothing to merge; `print` it for people."""
-
-    run: str
-    resources: tuple[ResourceReport, ...]
-    seconds: float
-
-    def __bool__(self) -> bool:
-        return bool(self.resources)
-
-    @property
-    def shards(self) -> int:
-        return sum(one.shards for one in self.resources)
-
-    @property
-    def conflicts(self) -> tuple[Conflict, ...]:
-        return tuple(conflict for one in self.resources for conflict in one.conflicts)
-
-    def __str__(self) -> str:
-        if not self.resources:
-            return "joined nothing: no agent of this run has an open shard"
-        lines = [f"joined {self.shards} shard(s) of {len(self.resources)} resource(s) in {self.seconds:.3f} s"]
-        for one in self.resources:
-            who = ", ".join(f"{agent} {count}" for agent, count in one.changes.items()) or "nothing changed"
-            parked = f", {len(one.conflicts)} conflict(s) parked" if one.conflicts else ""
-            lines.append(f"  {one.resource}: {one.strategy}, {one.shards} shard(s): {who}{parked}, {one.bytes} bytes")
-        return "\n".join(lines)
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One entry's content, as the merge sees it. `parent`: the entry it was forked from, if that is a side too."""
-
-    id: str
-    agent: str
-    base: bytes | None
-    ours: bytes | None
-    forked: float
-    parent: str | None = None
-
-
-Merge = Callable[["bytes | None", "Mapping[str, bytes | None]"], "Merged"]
-
-
-def fold(
-    sides: Sequence[Side], current: bytes | None, merge_: Merge
-) -> tuple[bytes | None, list[Conflict], dict[str, int]]:
-    """Merge sides (in merge order) into the current content: (content, conflicts, changes by agent). Pure.
-
-    Sides with one base are merged with it in one pass, together with the current content where that has moved on;
-    different bases one after another, in the order in which they were forked.
-    """
-    conflicts: list[Conflict] = []
-    changes: dict[str, int] = {}
-    ids = {side.id for side in sides}
-    children: dict[str | None, list[Side]] = {}
-    for side in sides:
-        children.setdefault(side.parent if side.parent in ids else None, []).append(side)
-
-    def combine(base: bytes | None, found: Sequence[Side], extra: Mapping[str, bytes | None]) -> bytes | None:
-        values = dict(extra)
-        for side in found:
-            values[_label(side.agent, values)] = collapse(side)
-        merged = merge_(base, values)
-        conflicts.extend(merged.conflicts)
-        for agent, count in merged.changes.items():
-            if agent != CURRENT_SIDE:
-                changes[agent] = changes.get(agent, 0) + count
-        content: bytes | None = merged.value
-        return content
-
-    def collapse(side: Side) -> bytes | None:
-        later = children.get(side.id, [])
-        if not later:
-            return side.ours
-        return combine(side.ours, later, {})
-
-    groups: dict[bytes | None, list[Side]] = {}
-    for side in children.get(None, []):
-        groups.setdefault(side.base, []).append(side)
-    for base, found in sorted(groups.items(), key=lambda group: min(side.forked for side in group[1])):
-        current = combine(base, found, {} if current == base else {CURRENT_SIDE: current})
-    return current, conflicts, changes
-
-
-def _label(agent: str, taken: Container[str]) -> str:
-    """A name for one more side, since an agent may have several."""
-    label, number = agent, 1
-    while label in taken:
-        number += 1
-        label = f"{agent} ({number})"
-    return label
+_SHOWN = 5  # conflicts, and shards, in the text of a refusal
 
 
 def joining(guard: Guard, run: str, references: Sequence[str] | None, timeout: float) -> Flow[JoinReport]:
     """The flow of a join: lock every resource that has an entry, merge all, commit all or nothing, release."""
     started = time.monotonic()
     reports: list[ResourceReport] = []
+    merged: set[str] = set()
     outer = CURRENT.get()
     parent = outer.claim if outer is not None and outer.active else None
     while True:
-        keys = _keys((yield Do(lambda: _collect(guard, run, references))))
-        if not keys:
-            return JoinReport(run, tuple(reports), time.monotonic() - started)
+        shards = yield Do(lambda: _collect(guard, run, references))
+        resources = _resources(guard, shards)
+        if not resources:
+            reports.sort(key=lambda one: one.resource)
+            return JoinReport(run, tuple(reports), time.monotonic() - started, len(merged))
         claim = Claim(Owner("join", run, "join"), parent)
-        resources = [guard.resources.resolve(name, "join") for name in keys.values()]
         batches = guard.batches(tuple((resource, True) for resource in resources))
         try:
             yield from locked(claim, batches, lambda _: timeout)
-            reports += yield Do(functools.partial(_merge, guard, run, references, resources, claim))
+            one = _Join(guard, run, references, resources, claim)
+            yield Do(one.merge)
+            reports += one.reports
+            merged |= one.merged
         finally:
             LockTable.release_all(claim)
         # Look again: a call may have begun a shard of a further resource before our locks were all there.
@@ -170,98 +72,273 @@ def joining(guard: Guard, run: str, references: Sequence[str] | None, timeout: f
 def _collect(guard: Guard, run: str, references: Sequence[str] | None) -> list[Shard]:
     if references is None:
         return guard.shards.of_run(run)
-    return ordered(shard for shard in map(guard.shards.load, references) if shard is not None)
+    return ordered(shard for shard in map(guard.shards.load, dict.fromkeys(references)) if shard is not None)
 
 
-def _keys(shards: Sequence[Shard]) -> dict[str, str]:
-    return {key: entry.resource for shard in shards for key, entry in list(shard.entries.items())}
+def _resources(guard: Guard, shards: Sequence[Shard]) -> list[Resource]:
+    """What the entries stand for. By place, not by name: names are relative to the root of whoever forked it.
+
+    Raises `MergeConflict` for a place that was a file when it was forked and is a link or a directory now."""
+    found: dict[str, Resource] = {}
+    for shard in shards:
+        for key, entry in list(shard.entries.items()):
+            if key in found:
+                continue
+            place = guard.home.base / entry.relative
+            resource = guard.resources.resolve(place, "join")
+            if resource.id != key or resource.path != place:
+                raise _refused([_unreadable(resource.name, shard, f"{place} is no plain file any more")], [shard], {})
+            found[key] = resource
+    return list(found.values())
 
 
-def _merge(
-    guard: Guard, run: str, references: Sequence[str] | None, resources: Sequence[Resource], claim: Claim
-) -> list[ResourceReport]:
-    """With every lock held: read, merge, check, commit, forget. Raises `MergeConflict` before anything is applied."""
-    from .merge import Options, default_strategy  # parsers are imported by those who parse
+def _unreadable(resource: str, shard: Shard, why: str) -> Conflict:
+    from .merge import MISSING, Conflict
 
-    guard.recover_pending(resources)
-    shards = _collect(guard, run, references)
-    seen = guard.home.ledger.contains([entry.id for shard in shards for entry in shard.entries.values()])
-    reports: list[ResourceReport] = []
-    changes: list[Replace | Delete] = []
-    marks: list[str] = []
-    failed: list[Conflict] = []
-    folder = guard.home.stage_folder()
-    merged_keys: list[str] = []
-    for number, resource in enumerate(resources):
+    return Conflict(resource, "", MISSING, {shard.identity.agent: MISSING}, why)
+
+
+@dataclass(slots=True)
+class _Work:
+    """One resource and the entries that are to be merged into it."""
+
+    number: int
+    resource: Resource
+    options: ResourceConfig
+    strategy: str
+    fresh: list[tuple[Shard, Entry]]
+
+
+class _Join:
+    """One pass with every lock held. `merge` leaves what was done in `reports` and `merged` (references of shards)."""
+
+    def __init__(
+        self,
+        guard: Guard,
+        run: str,
+        references: Sequence[str] | None,
+        resources: Sequence[Resource],
+        claim: Claim,
+    ) -> None:
+        self.guard, self.run, self.references = guard, run, references
+        self.resources, self.claim = resources, claim
+        self.reports: list[ResourceReport] = []
+        self.merged: set[str] = set()
+        self._changes: list[Replace | Delete] = []
+        self._failed: list[Conflict] = []
+        self._parked: list[Callable[[], Path]] = []  # what keeps the sides of parked conflicts
+        self._facts: dict[str, object] = {}  # of a version that could not be read: line and column
+        self._read: dict[str, State] = {}  # by the entry's id
+        self._folder = Path()
+
+    def merge(self) -> None:
+        """Read, merge, check, commit, forget. Raises `MergeConflict` before anything is applied."""
+        guard = self.guard
+        guard.recover_pending(self.resources)
+        sweep(guard.home)
+        shards = _collect(guard, self.run, self.references)
+        seen = guard.home.ledger.contains([entry.id for shard in shards for entry in shard.entries.values()])
+        works = self._works(shards, seen)
+        self._folder = guard.home.stage_folder()
+        try:
+            self._merge_all(works)
+            if self._failed:
+                raise _refused(self._failed, shards, self._facts)
+            for keep in self._parked:
+                keep()
+            self._commit(works, shards)
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        try:
+            for shard in shards:
+                keys = [resource.id for resource in self.resources if resource.id in shard.entries]
+                read = {key: self._read[shard.entries[key].id] for key in keys if shard.entries[key].id in self._read}
+                guard.shards.finish(shard, keys, read, self.run)
+        except BaseException:
+            guard.shards.abandon(shards, self.run)
+            raise
+        published = {change.target for change in self._changes}
+        for resource in self.resources:
+            ticket = self.claim.ticket(resource.key, guard.table(resource.home))
+            if ticket is not None and resource.path in published:
+                ticket.table.change(ticket, signature(resource.path) or (0, 0, 0, 0))
+        if guard.hooks:
+            for report in self.reports:
+                guard.emit_merged(self.run, report)
+
+    def _works(self, shards: Sequence[Shard], seen: set[str]) -> list[_Work]:
+        from .merge import default_strategy  # parsers are imported by those who parse
+
+        found: dict[str, list[tuple[Shard, Entry]]] = {}
+        for shard in shards:
+            for key, entry in shard.entries.items():
+                if entry.id not in seen:
+                    found.setdefault(key, []).append((shard, entry))
+        works = []
+        for number, resource in enumerate(self.resources):
+            if resource.id in found:
+                options = self.guard.options(resource.name)
+                strategy = options.merge or default_strategy(resource.name)
+                works.append(_Work(number, resource, options, strategy, found[resource.id]))
+        return works
+
+    def _merge_all(self, works: Sequence[_Work]) -> None:
+        for work in works:
+            for shard, entry in work.fresh:
+                self._read[entry.id] = state_of(entry.ours)
+                try:
+                    wrong = unsound(entry)
+                except OSError as error:
+                    wrong = f"the shard file {entry.ours} cannot be read: {error.strerror or error}"
+                if wrong is not None:
+                    self._failed.append(_unreadable(work.resource.name, shard, wrong))
+        if self._failed:
+            return
+        by_key = {work.resource.id: work for work in works}
+        followed = _renamed(works)
+        for work in works:
+            if work.resource.id in followed.values():
+                continue  # with what it was before
+            target = by_key[followed[work.resource.id]] if work.resource.id in followed else work
+            try:
+                self._merge_one(work, target)
+            except MergeConflict as error:  # a version that cannot be read in its format
+                self._failed += error.conflicts
+                self._facts = {key: error.fields[key] for key in ("agent", "line", "column") if key in error.fields}
+
+    def _merge_one(self, work: _Work, target: _Work) -> None:
+        """Merge one resource, into another one if it was renamed."""
+        from .merge import Options
+
         at = time.monotonic()
-        found = [(shard, shard.entries[resource.id]) for shard in shards if resource.id in shard.entries]
-        fresh = [(shard, entry) for shard, entry in found if entry.id not in seen]
-        merged_keys.append(resource.id)
-        if not fresh:
-            continue
-        options = guard.options(resource.name)
-        strategy = options.merge or default_strategy(resource.name)
-        resolve = guard.resolver(options.on_conflict)
-
-        assert resource.path is not None
-        staged = folder / str(number)
-        log = _concatenate(strategy, resource.path, fresh, staged, durable=bool(options.durable))
-        if log is not None:
-            if log.size != size(resource.path):  # it begins with what is there
-                changes.append(Replace(resource.path, staged))
-            marks += [entry.id for _, entry in fresh]
-            counts = {agent: count for agent, count in log.changes.items() if agent != CURRENT_SIDE}
-            spent = time.monotonic() - at
-            reports.append(ResourceReport(resource.name, strategy, len(fresh), counts, (), log.size, spent))
-            continue
-        made = Options(resource.name, options.paths, resolve)
-        current = _read(resource.path)
-        sides = [
-            Side(entry.id, shard.identity.agent, _read(entry.base), _read(entry.ours), entry.forked, entry.inherited)
-            for shard, entry in fresh
-        ]
-        content, conflicts, counts = fold(sides, current, functools.partial(_apply, strategy, made))
+        name, path, options, moved = work.resource.name, work.resource.path, work.options, target is not work
+        assert path is not None
+        assert target.resource.path is not None
+        staged = self._folder / str(work.number)
+        if not moved:
+            log = _concatenate(work.strategy, path, work.fresh, staged, durable=bool(options.durable))
+            if log is not None:
+                if log.size != size(path):  # it begins with what is there
+                    self._changes.append(Replace(path, staged))
+                counts = {agent: count for agent, count in log.changes.items() if agent != CURRENT_SIDE}
+                self._report(work, counts, (), log.size, at)
+                return
+        current = _content(path)
+        sides = _sides(work.fresh, dict(target.fresh) if moved else {})
+        shown = f"{name} (renamed {target.resource.name})" if moved else name
+        made = Options(shown, options.paths, self.guard.resolver(options.on_conflict))
+        content, conflicts, counts = fold(sides, current, functools.partial(_apply, work.strategy, made))
         if conflicts and options.on_conflict != "park":
-            failed += conflicts
-            continue
+            self._failed += conflicts
+            return
         if conflicts:
             kept = {"(base)": sides[0].base, CURRENT_SIDE: current, **{f"{s.agent} {s.id}": s.ours for s in sides}}
-            park(guard.home, resource.name, strategy, kept, conflicts)
-        if content is None and current is not None:
-            changes.append(Delete(resource.path))
-        elif content is not None and content != current:
+            self._parked.append(functools.partial(park, self.guard.home, name, work.strategy, kept, conflicts))
+        if current is not None and (content is None or moved):
+            self._changes.append(Delete(path))
+        if content is not None and (moved or content != current):
             staged.write_bytes(content)
-            changes.append(Replace(resource.path, staged))
-        marks += [entry.id for _, entry in fresh]
-        reports.append(
+            self._changes.append(Replace(target.resource.path, staged))
+        if moved:
+            for shard, _ in target.fresh:
+                counts[shard.identity.agent] = counts.get(shard.identity.agent, 0) + 1
+        self._report(target, counts, tuple(conflicts), len(content or b""), at, work if moved else None)
+
+    def _report(
+        self,
+        work: _Work,
+        counts: Mapping[str, int],
+        conflicts: tuple[Conflict, ...],
+        length: int,
+        at: float,
+        before: _Work | None = None,
+    ) -> None:
+        shards = {shard.reference for one in (work, before) if one is not None for shard, _ in one.fresh}
+        self.merged |= shards
+        self.reports.append(
             ResourceReport(
-                resource.name,
-                strategy,
-                len(fresh),
+                work.resource.name,
+                work.strategy if before is None else before.strategy,
+                len(shards),
                 counts,
-                tuple(conflicts),
-                len(content or b""),
+                conflicts,
+                length,
                 time.monotonic() - at,
+                before.resource.name if before is not None else None,
             )
         )
-    if failed:
-        _remove(folder)
-        raise _refused(failed, shards)
-    if marks:
-        durable = any(guard.options(resource.name).durable for resource in resources)
-        guard.home.journal.commit(changes, durable=durable, marks=marks)
-    _remove(folder)
-    for shard in shards:
-        guard.shards.finish(shard, merged_keys)
-    published = {change.target for change in changes}
-    for resource in resources:
-        ticket = claim.ticket(resource.key, guard.table(resource.home))
-        if ticket is not None and resource.path in published:
-            ticket.table.change(ticket, signature(resource.path) or (0, 0, 0, 0))
-    if guard.hooks:
-        for report in reports:
-            guard.emit_merged(run, report)
-    return reports
+
+    def _commit(self, works: Sequence[_Work], shards: Sequence[Shard]) -> None:
+        marks = [entry.id for work in works for _, entry in work.fresh]
+        if not marks:
+            return
+        durable = any(work.options.durable for work in works)
+        try:
+            self.guard.home.journal.commit(self._changes, durable=durable, marks=marks)
+        except BaseException as error:
+            if isinstance(error, InDoubt) or not isinstance(error, OSError):  # else nothing was changed
+                self.guard.shards.abandon(shards, self.run)
+            raise
+        deleted = {change.target for change in self._changes if isinstance(change, Delete)}
+        for work in works:
+            if work.resource.path in deleted:
+                for gone in {entry.gone for _, entry in work.fresh if entry.gone is not None}:
+                    _remove_empty(work.resource.path.parent, self.guard.home.base / gone)
+
+
+def _remove_empty(folder: Path, outermost: Path) -> None:
+    """Remove folders that an agent removed, from the innermost on, as far as nobody has anything in them."""
+    with contextlib.suppress(OSError):
+        while folder == outermost or outermost in folder.parents:
+            folder.rmdir()
+            folder = folder.parent
+
+
+def _sides(fresh: Sequence[tuple[Shard, Entry]], renamed: Mapping[Shard, Entry]) -> list[Side]:
+    """What the entries come to; of a shard that renamed the file, under its new name."""
+    return [
+        Side(
+            entry.id,
+            shard.identity.agent,
+            _content(entry.base),
+            _content(renamed[shard].ours if shard in renamed else entry.ours),
+            entry.forked,
+            entry.inherited,
+        )
+        for shard, entry in fresh
+    ]
+
+
+def _renamed(works: Sequence[_Work]) -> dict[str, str]:
+    """What was renamed, untouched, by some agents, while others worked on it under its old name: see `moves`."""
+    gone: dict[Shard, list[tuple[str, Path]]] = {}
+    new: dict[Shard, list[tuple[str, Path]]] = {}
+    for work in works:
+        for shard, entry in work.fresh:
+            if entry.inherited is not None:
+                continue
+            if entry.base is not None and size(entry.base) and not os.path.lexists(entry.ours):
+                gone.setdefault(shard, []).append((work.resource.id, entry.base))
+            elif entry.base is None and size(entry.ours):
+                new.setdefault(shard, []).append((work.resource.id, entry.ours))
+    found = []
+    for shard in gone.keys() & new.keys():
+        pairs = [
+            (old, added)
+            for old, base in gone[shard]
+            for added, ours in new[shard]
+            if size(base) == size(ours) and filecmp.cmp(base, ours, shallow=False)
+        ]
+        olds, news = [old for old, _ in pairs], [added for _, added in pairs]
+        found.append({old: added for old, added in pairs if olds.count(old) == news.count(added) == 1})
+    if not any(found):
+        return {}
+    missing = {
+        work.resource.id for work in works if work.resource.path is not None and not os.path.lexists(work.resource.path)
+    }
+    inherits = {work.resource.id for work in works if any(entry.inherited is not None for _, entry in work.fresh)}
+    followed = moves(found, {work.resource.id: len(work.fresh) for work in works}, missing)
+    return {old: added for old, added in followed.items() if old not in inherits}
 
 
 def _concatenate(
@@ -278,7 +355,7 @@ def _concatenate(
     if present or os.path.lexists(file):
         sides[CURRENT_SIDE] = file
     for shard, entry in fresh:
-        sides[_label(shard.identity.agent, sides)] = entry.ours
+        sides[label(shard.identity.agent, sides)] = entry.ours
     total = 0
     for one in (*present, *sides.values()):
         length = size(one)
@@ -296,7 +373,7 @@ def _apply(strategy: str, options: Options, base: bytes | None, sides: Mapping[s
     return merge(strategy, base, sides, options)
 
 
-def _read(file: Path | None) -> bytes | None:
+def _content(file: Path | None) -> bytes | None:
     if file is None:
         return None
     if file.suffix.lower() in DATABASES:
@@ -306,22 +383,19 @@ def _read(file: Path | None) -> bytes | None:
     return disk.content(file)
 
 
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _refused(conflicts: Sequence[Conflict], shards: Sequence[Shard]) -> MergeConflict:
+def _refused(conflicts: Sequence[Conflict], shards: Sequence[Shard], facts: Mapping[str, object]) -> MergeConflict:
     resources = sorted({conflict.resource for conflict in conflicts})
-    shown = "\n".join(f"  {conflict}" for conflict in conflicts[:5])
-    more = f"\n  … and {len(conflicts) - 5} more" if len(conflicts) > 5 else ""
+    shown = "\n".join(f"  {conflict}" for conflict in conflicts[:_SHOWN])
+    more = f"\n  … and {len(conflicts) - _SHOWN} more" if len(conflicts) > _SHOWN else ""
     where = "\n".join(f"  {shard.identity.agent}: {shard.folder}" for shard in shards)
     return MergeConflict(
-        f"the join found {len(conflicts)} conflict(s) in {', '.join(resources)}; nothing was published.\n"
-        f"{shown}{more}\n"
+        f"the join found {len(conflicts)} conflict{'' if len(conflicts) == 1 else 's'} in {', '.join(resources)}; "
+        f"nothing was published.\n{shown}{more}\n"
         f"Every shard is kept, its base beside it (folders `ours` and `base`):\n{where}\n"
         "Make the sides agree there and join again, give the place a merge strategy (`paths`), set on_conflict, or "
         "drop a shard with `agentguard recover --drop`.",
         conflicts=tuple(conflicts),
         resources=tuple(resources),
         folder=str(shards[0].folder.parent) if shards else None,
+        **facts,
     )

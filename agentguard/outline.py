@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .config import ResourceConfig
     from .guard import Guard
 
-__all__ = ["Batch", "Outline", "Part", "outline"]
+__all__ = ["Batch", "Outline", "Part", "check_directory", "options_of", "outline"]
 
 Batch = tuple[LockTable, Sequence[tuple[str, Mode]]]  # keys of one table, in their order
 
@@ -33,6 +33,7 @@ class Part:
     read: bool  # besides being written, as the declaration says
     options: ResourceConfig
     version: Callable[[str], Any] | None  # the user's own way to tell its version
+    shard: bool = False  # in shard mode, as it is or as a directory above it is
 
 
 class Outline:
@@ -44,7 +45,7 @@ class Outline:
         self.declaration = declaration
         self.accesses = declaration.accesses(arguments, tool)
         self.parts = tuple(_parts(guard, self.accesses, tool, declaration.version))
-        shards = any(part.options.mode == "shard" for part in self.parts)
+        shards = any(part.shard for part in self.parts)
         # Whether there is something to do between the grant and the body, whoever calls.
         self.begins = shards or any(
             access.argument is not None or not access.exclusive for access in self.accesses
@@ -86,22 +87,40 @@ def _parts(
     parts: dict[str, Part] = {}
     for access in accesses:
         resource = guard.resources.resolve(access.name, tool)
-        if resource.directory and resource.path is not None and not resource.path.is_dir():
-            raise UndeclaredWrite(
-                f"{tool}: the directory {resource.name!r} does not exist under {guard.root}. Nothing was "
-                f"applied; create it first, or declare the files themselves.",
-                resource=resource.name,
-                tool=tool,
-            )
+        options, shard = options_of(guard, resource)
+        if not shard:
+            check_directory(guard, resource, tool)
         exclusive, update, read = access.exclusive, access.kind == "updates", False
         earlier = parts.get(resource.id)
         if earlier is not None:
             read = earlier.read or exclusive is not earlier.exclusive
             exclusive, update = exclusive or earlier.exclusive, update or earlier.update
-        options = guard.config.resource(resource.name)
         version = guard.version_of(options) or (declared_version if _has_no_content(resource) else None)
-        parts[resource.id] = Part(resource, exclusive, update, read, options, version)
+        parts[resource.id] = Part(resource, exclusive, update, read, options, version, shard)
     return list(parts.values())
+
+
+def check_directory(guard: Guard, resource: Resource, tool: str) -> None:
+    """Raise `UndeclaredWrite` for a directory that is not there: outside of shards it is worked on as it is."""
+    if resource.directory and resource.path is not None and not resource.path.is_dir():
+        raise UndeclaredWrite(
+            f"{tool}: the directory {resource.name!r} does not exist under {guard.root}. Nothing was "
+            f"applied; create it first, or declare the files themselves.",
+            resource=resource.name,
+            tool=tool,
+        )
+
+
+def options_of(guard: Guard, resource: Resource) -> tuple[ResourceConfig, bool]:
+    """What applies to a resource, and whether it is in shard mode: what lies in a directory that is configured so, by
+    its name, is too, unless its own entry says otherwise."""
+    options = guard.config.resource(resource.name)
+    if options.mode == "shard" or "mode" in options.model_fields_set or resource.path is None:
+        return options, options.mode == "shard"
+    for directory in guard.sharded_directories:
+        if directory == "." or resource.name.startswith(directory + "/"):
+            return options, True
+    return options, False
 
 
 def _has_no_content(resource: Resource) -> bool:

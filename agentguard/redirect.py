@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from .guard import Guard
     from .locks import Change
     from .outline import Part
-    from .shards import Entry
+    from .shards import Entry, Shard
+    from .trees import Tree
 
 __all__ = ["CURRENT", "Place", "path", "unmap"]
 
@@ -67,7 +68,10 @@ class Place:
     """One resource of one call, and where its content is for this call."""
 
     sharded = False
-    entry: Entry | None = None  # the shard's entry, in shard mode
+    shard: Shard | None = None  # in shard mode: where the entry is
+    entry: Entry | None = None
+    tree: Tree | None = None  # of a directory: the call's copy of all of it
+    scanned: dict[str, Signature] | None = None  # of a directory: its files before the body ran
     staged: Path | None = None
     existed = False  # whether the target existed when it was staged
     before: Signature | None = None  # of the target when the call began or the copy was made
@@ -82,6 +86,7 @@ class Place:
     watched: Watched | None = None  # to see whether the body reads the content
 
     def __init__(self, part: Part) -> None:
+        self.part = part
         self.resource = resource = part.resource
         self.exclusive = part.exclusive
         self.update = part.update
@@ -212,11 +217,17 @@ def rewritten(
         text = str(wanted)
         if access.suffix:
             tail = access.suffix.replace("/", os.sep)
+            text += os.sep * (tail.endswith(os.sep) and not text.endswith(os.sep))  # of a directory
             if not text.endswith(tail) or len(text) == len(tail):
                 continue  # `{folder}/../x`: the argument alone cannot lead there
             text = text[: -len(tail)]
         old = arguments[access.argument]
-        names[text] = os.fspath(old if access.index is None else old[access.index])
+        asked = os.fspath(old if access.index is None else old[access.index])
+        if asked.endswith(("/", os.sep)) and not access.suffix.strip("/"):
+            text += os.sep  # of a directory: a tool may simply put a name behind it
+            names[text] = asked
+        else:
+            names[text] = asked.rstrip("/" + os.sep) or asked
         if access.index is not None:
             items = list(changed.get(access.argument, old))
             items[access.index] = _like(old[access.index], text)
@@ -257,15 +268,21 @@ def unmap_error(error: BaseException, names: Mapping[str, str]) -> None:
             setattr(error, attribute, unmap(str(given), names))
 
 
-def leftovers(folder: Path, known: Iterable[Path | None]) -> list[Path]:
+def leftovers(folder: Path, places: Iterable[Place]) -> list[Path]:
     """Files that a tool put beside its copies: nobody declared them, and discarding them would lose them silently."""
-    expected = {str(one) for one in known if one is not None}
-    return [
-        Path(where) / name
-        for where, _, names in os.walk(folder)
-        for name in names
-        if os.path.join(where, name) not in expected
-    ]
+    expected: set[str] = set()
+    trees: set[str] = set()
+    for place in places:
+        expected.add(str(place.staged))
+        if place.tree is not None:
+            trees.add(str(place.tree.folder))
+    found = []
+    for where, folders, names in os.walk(folder):
+        if where in trees:
+            folders.clear()  # everything in there was declared
+            continue
+        found += [Path(where) / name for name in names if os.path.join(where, name) not in expected]
+    return found
 
 
 def check_untouched(places: Iterable[Place], tool: str, agent: str) -> None:

@@ -291,7 +291,7 @@ def test_recover_joins_a_run_by_the_rules_of_its_folder(agentguard: Callable[...
     leave_shard(root, "b")
     shown = agentguard("recover", "--root", root, "--join", "monday")
     assert shown.code == 0, shown.err
-    assert "joined 2 shard(s)" in shown.out
+    assert "joined 2 shards" in shown.out
     assert json.loads((root / "findings.json").read_text()) == ["by b"]
     assert "open shards: none" in agentguard("status", "--root", root).out
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import sqlite3
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,8 +18,9 @@ from hypothesis import strategies as st
 
 from agentguard import Guard, Identity, MergeConflict, UndeclaredWrite, path
 from agentguard.exceptions import AgentGuardError
-from agentguard.join import CURRENT_SIDE, Side, fold
-from agentguard.merge import Merged
+from agentguard.folding import CURRENT_SIDE, Side, fold, moves
+from agentguard.merge import Conflict, Merged
+from agentguard.reports import JoinReport, ResourceReport
 
 SHARDED = {"*.json": {"mode": "shard"}, "*.log": {"mode": "shard"}, "*.md": {"mode": "shard"}}
 
@@ -352,6 +356,126 @@ def test_a_join_that_died_before_it_tidied_up_is_not_repeated(guard: Guard, monk
     assert guard.status().shards == ()
 
 
+# -- the report ---
+
+
+def database(*rows: tuple[int, str]) -> bytes:
+    with contextlib.closing(sqlite3.connect(":memory:")) as made:
+        made.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, name)")
+        made.executemany("INSERT INTO t VALUES (?, ?)", rows)
+        made.commit()
+        return made.serialize()
+
+
+# What was there, what ann and bob make of it, and how many records, cells, keys or lines each of them changed.
+REPORTED = {
+    "x.json": (b'{"a": 1, "l": [1]}', b'{"a": 2, "l": [1, 5, 6]}', b'{"a": 1, "l": [1], "b": {"c": 1}}', 3, 1),
+    "x.yaml": (b"a: 1\n", b"a: 2\n", b"a: 1\nb: 1\nc: 2\n", 1, 2),
+    "x.toml": (b"a = 1\n", b"a = 2\n", b"a = 1\nb = 1\n", 1, 1),
+    "x.log": (b"0\n", b"0\n1\n2\n3\n", b"0\n4\n", 3, 1),
+    "x.jsonl": (b'{"n": 0}\n', b'{"n": 0}\n{"n": 1}\n', b'{"n": 0}\n{"n": 2}\n{"n": 3}\n', 1, 2),
+    "x.csv": (b"id,n,m\n1,a,x\n2,b,y\n", b"id,n,m\n1,A,x\n2,b,y\n3,c,z\n", b"id,n,m\n1,a,X\n2,b,y\n", 2, 1),
+    "x.md": (b"1\n2\n3\n4\n5\n", b"one\ntwo\n3\n4\n5\n", b"1\n2\n3\n4\n5\nsix\n", 2, 1),
+    "x.db": (
+        database((1, "a"), (2, "b")),
+        database((1, "A"), (2, "b"), (3, "c")),
+        database((1, "a"), (2, "B")),
+        2,
+        1,
+    ),
+    "x.bin": (b"\0", b"\1", b"\0", 1, 0),
+}
+
+
+@pytest.mark.parametrize("name", REPORTED)
+def test_the_report_counts_what_each_agent_changed(tmp_path: Path, name: str) -> None:
+    base, *contents, ann, bob = REPORTED[name]
+    (tmp_path / name).write_bytes(base)
+    guard = Guard(root=tmp_path, resources={name: {"mode": "shard"}})
+    for agent, content in zip(("ann", "bob"), contents, strict=True):
+        with guard.agent(agent), guard.hold(writes=name) as hold:
+            hold.path(name).write_bytes(content)
+    started = time.monotonic()
+    report = guard.join()
+    (one,) = report.resources
+    assert (one.resource, one.shards, report.shards) == (name, 2, 2)
+    assert dict(one.changes) == {agent: count for agent, count in (("ann", ann), ("bob", bob)) if count}
+    assert one.conflicts == ()
+    if not name.endswith(".db"):  # what SQLite puts into its file is not what it was given
+        assert one.bytes == (tmp_path / name).stat().st_size
+    assert 0 < one.seconds <= report.seconds <= time.monotonic() - started
+
+
+def test_the_report_of_a_directory_is_one_of_its_files(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "b.md").write_text("b\n")
+    guard = Guard(root=tmp_path, resources={"notes/": {"mode": "shard"}})
+    for agent in ("ann", "bob"):
+        with guard.agent(agent):
+
+            def tool(agent: str = agent) -> None:
+                (path("notes/") / "a.md").write_text(f"{agent}\n")
+                (path("notes/") / "b.md").unlink()
+
+            guard.wrap(tool, writes="notes/")()
+    report = guard.join()
+    assert report.shards == 2  # each once, although both are in both
+    told = [(one.resource, one.shards, dict(one.changes), one.bytes) for one in report.resources]
+    assert told == [("notes/a.md", 2, {"ann": 1, "bob": 1}, 8), ("notes/b.md", 2, {"ann": 1, "bob": 1}, 0)]
+
+
+def test_the_report_reads_well() -> None:
+    conflict = Conflict("store.json", "/n", 0, {"ann": 1, "bob": 2}, "changed differently")
+    many = {f"agent {number}": 1 for number in range(9)}
+    report = JoinReport(
+        "run",
+        (
+            ResourceReport("run.log", "append", 1, {"ann": 1234}, (), 1234567, 0.25),
+            ResourceReport("store.json", "json", 9, many, (conflict,), 8, 0.0014),
+            ResourceReport("z.md", "text", 2, {}, (), 0, 0.0, "a.md"),
+        ),
+        1.5,
+        9,
+    )
+    assert str(report) == (
+        "joined 9 shards into 3 resources in 1.500 s, 1 conflict parked\n"
+        "  resource      strategy  shards  conflicts      bytes  seconds  changed by each agent\n"
+        "  run.log       append         1          0  1,234,567    0.250  ann 1,234\n"
+        "  store.json    json           9          1          8    0.001  agent 0 1, agent 1 1, agent 2 1, agent 3 1, "
+        "agent 4 1 and 4 more agents\n"
+        "  a.md -> z.md  text           2          0          0    0.000  nothing"
+    )
+    one = JoinReport("run", report.resources[:1], 0.1, 1)
+    assert str(one).startswith("joined 1 shard into 1 resource in 0.100 s\n")
+    assert str(JoinReport("run", (), 0.1)) == "joined nothing: no agent of this run has an open shard"
+
+
+def test_nothing_is_parked_by_a_join_that_is_refused(tmp_path: Path) -> None:
+    resources = {"p.json": {"mode": "shard", "on_conflict": "park"}, "q.json": {"mode": "shard"}}
+    guard = Guard(root=tmp_path, resources=resources)
+    for agent in ("ann", "bob"):
+        with guard.agent(agent):
+            for name in resources:
+                guard.update(name, lambda _, agent=agent: {"who": agent})
+    for _ in range(2):
+        with pytest.raises(MergeConflict, match="1 conflict in q"):
+            guard.join()
+    assert guard.status().conflicts == ()
+
+
+def test_all_that_is_wrong_is_found_in_one_pass(guard: Guard) -> None:
+    (guard.root / "other.json").write_text("{}")
+    for agent in ("ann", "bob"):
+        with guard.agent(agent):
+            guard.update("store.json", lambda value, agent=agent: {**value, "n": agent})
+            with guard.hold(writes=["other.json", "third.json"]) as hold:
+                hold.path("other.json").write_text("{" if agent == "ann" else '{"x": 1}')
+                hold.path("third.json").write_text(f'"{agent}"')
+    with pytest.raises(MergeConflict, match="found 3 conflicts") as caught:
+        guard.join()
+    assert caught.value.resources == ("other.json", "store.json", "third.json")
+
+
 # -- the pure part ---
 
 
@@ -395,6 +519,18 @@ def test_fold_takes_the_current_content_as_a_side_and_different_bases_in_turn() 
     assert seen == [(b"0", {CURRENT_SIDE: b"0x", "a": b"0a"}), (b"0x", {CURRENT_SIDE: b"merged1", "b": b"0xb"})]
 
 
+def test_a_child_counts_for_itself_and_its_parent_without_it() -> None:
+    sides = [Side("1", "a", b"", b"1", 1.0), Side("2", "b", b"1", b"123", 2.0, "1"), Side("3", "c", b"", b"4", 1.0)]
+    content, _, changes = fold(sides, b"", concatenate)
+    assert content == b"1234"
+    assert changes == {"a": 1, "b": 2, "c": 1}
+
+
+def test_what_a_parent_has_got_after_its_child_was_forked_is_no_deletion_by_the_child() -> None:
+    sides = [Side("1", "a", b"", b"12", 1.0), Side("2", "b", b"1", b"1x", 2.0, "1")]
+    assert fold(sides, b"", concatenate)[0] == b"12x"
+
+
 def test_two_shards_of_one_agent_are_two_sides() -> None:
     sides = [Side("1", "a", b"0", b"0x", 1.0), Side("2", "a", b"0", b"0y", 1.0)]
     assert fold(sides, b"0", concatenate)[0] == b"0xy"
@@ -409,3 +545,21 @@ def test_tools_may_use_path_in_a_shard(guard: Guard) -> None:
         assert guard.wrap(tool, updates="run.log")() == "run.log"
     guard.join()
     assert (guard.root / "run.log").read_text() == "line\n"
+
+
+@pytest.mark.parametrize(
+    ("renamed", "touched", "missing", "expected"),
+    [
+        ([{"a": "z"}], {"a": 2, "z": 1}, "z", {"a": "z"}),
+        ([{"a": "z"}, {"a": "z"}], {"a": 2, "z": 2}, "z", {"a": "z"}),
+        ([{"a": "z"}, {"a": "y"}], {"a": 2, "z": 1, "y": 1}, "zy", {}),
+        ([{"a": "z"}], {"a": 1, "z": 2}, "z", {}),  # another agent adds z
+        ([{"a": "z"}], {"a": 1, "z": 1}, "", {}),  # it is there by now
+        ([{"a": "z"}, {"b": "z"}], {"a": 1, "b": 1, "z": 2}, "z", {}),
+        ([{"a": "b", "b": "c"}], {"a": 1, "b": 1, "c": 1}, "c", {"b": "c"}),  # b is there
+    ],
+)
+def test_which_renames_are_followed(
+    renamed: list[dict[str, str]], touched: dict[str, int], missing: str, expected: dict[str, str]
+) -> None:
+    assert moves(renamed, touched, missing) == expected
