@@ -144,7 +144,7 @@ def status(config: _ConfigFile = None, root: _Root = None, as_json: _Json = Fals
     home = _home(settings)
     if home is None:
         if as_json:
-            _print_json({"home": None, "holders": [], "shards": [], "conflicts": [], "pending": []})
+            _print_json({"home": None, "holders": [], "shards": [], "conflicts": [], "late": [], "pending": []})
         else:
             _say(f"No guard has worked in {settings.root} yet: there is no .agentguard folder in it or above it.")
         return

@@ -29,8 +29,12 @@ def keep(home: Home, folder: Path, why: str) -> Path:
 def keep_files(home: Home, files: Iterable[Path], why: str) -> Path:
     """Move single files here; returns where. Raises OSError."""
     kept = _new(home, why)
-    for file in files:
-        shutil.move(str(file), kept / file.name)
+    for number, file in enumerate(files):
+        place = kept / file.name
+        if place.exists():  # one of another folder
+            place = kept / str(number) / file.name
+            make_private(place.parent)
+        shutil.move(str(file), place)
     return kept
 
 

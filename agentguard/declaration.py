@@ -85,7 +85,9 @@ class Template:
                 parts.append(self._text(_lookup(arguments, piece, self, tool), piece, spec, tool))
         name = "".join(parts)
         head = self.pieces[0]
-        fields_only = all(literal.strip("/") == "" and field is not None for literal, field, _ in self.pieces)
+        fields_only = all(
+            literal.strip("/") == "" and (field is not None or literal == "/") for literal, field, _ in self.pieces
+        )
         # `{folder}/{name}` leads the tool by its folder; `{project}/notes.md` does not: its folder holds more than the
         # declared file, and a copy of that alone would hide the rest.
         leads = fields_only and head[0] == "" and head[1] is not None and "." not in head[1] and not head[2]

@@ -227,7 +227,12 @@ class _Join:
         sides = _sides(work.fresh, dict(target.fresh) if moved else {})
         shown = f"{name} (renamed {target.resource.name})" if moved else name
         made = Options(shown, options.paths, self.guard.resolver(options.on_conflict))
-        content, conflicts, counts = fold(sides, current, functools.partial(_apply, work.strategy, made))
+        try:
+            content, conflicts, counts = fold(sides, current, functools.partial(_apply, work.strategy, made))
+        except MergeConflict as error:  # a version that cannot be read in its format
+            if options.on_conflict != "park":
+                raise
+            content, conflicts, counts = current, list(error.conflicts), {}
         if conflicts and options.on_conflict != "park":
             self._failed += conflicts
             return

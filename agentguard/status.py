@@ -9,6 +9,7 @@ from typing import Any
 
 from .commit import Pending, Recovered
 from .home import Home
+from .late import Waiting, sweep, waiting
 from .locks import Holder
 from .shards import Shard, Shards
 
@@ -37,6 +38,7 @@ class Status:
     damaged: tuple[str, ...]  # references of shards that cannot be read
     conflicts: tuple[str, ...]  # folders under `conflicts/`
     pending: tuple[Pending, ...]  # commits of live or dead processes that are not finished
+    late: tuple[Waiting, ...] = ()  # merged files that somebody still has open for writing
 
     @property
     def in_doubt(self) -> tuple[Pending, ...]:
@@ -51,6 +53,7 @@ class Status:
             "shards": [asdict(one) for one in self.shards],
             "damaged": list(self.damaged),
             "conflicts": list(self.conflicts),
+            "late": [asdict(one) for one in self.late],
             "pending": [
                 {
                     "record": str(one.record),
@@ -77,6 +80,11 @@ class Status:
         if self.damaged:
             lines += _section("damaged shards (look at their files, then drop them)", list(self.damaged))
         lines += _section("kept conflicts", list(self.conflicts))
+        if self.late:
+            lines += _section(
+                "merged, but still open for writing (what comes is kept)",
+                [f"{one.resource}: {one.agent} (run {one.run}, {one.joined})\n    {one.folder}" for one in self.late],
+            )
         lines += _section("unfinished commits", [_commit(one) for one in self.pending])
         return "\n".join(lines)
 
@@ -115,6 +123,7 @@ def status(home: Home) -> Status:
         tuple(shards.damaged()),
         tuple(kept),
         tuple(one for journal in (home.journal, *home.above) for one in journal.inspect()),
+        tuple(waiting(home)),
     )
 
 
@@ -127,6 +136,7 @@ def recover(home: Home) -> Recovery:
         done = [key for key, entry in shard.entries.items() if entry.id in merged]
         if done:  # committed by a join that was killed before it could tidy up
             shards.finish(shard, done)
+    sweep(home)
     return Recovery(
         tuple(one for one in found if one.doubt is None),
         tuple(one for one in found if one.doubt is not None),

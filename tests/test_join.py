@@ -137,6 +137,34 @@ def test_parked_conflicts_publish_what_is_clean(tmp_path: Path) -> None:
     assert len(list(Path(kept).rglob("s.json"))) == 4  # base, current, and both sides
 
 
+@pytest.mark.parametrize("on_conflict", ["fail", "park"])
+def test_a_version_that_cannot_be_read_is_a_conflict_about_the_whole(tmp_path: Path, on_conflict: str) -> None:
+    (tmp_path / "s.json").write_text('{"n": 0}')
+    (tmp_path / "t.json").write_text('{"n": 0}')
+    options = {"mode": "shard", "on_conflict": on_conflict}
+    guard = Guard(root=tmp_path, resources={"*.json": options})
+    for agent, text in (("a", '{"n": 1, "n": 2}'), ("b", '{"n": 1}')):
+        with guard.agent(agent):
+            for name in ("s.json", "t.json"):
+                guard.write(name, {"n": 0, agent: 1})
+        if agent == "a":
+            (shard,) = guard.status().shards
+            (Path(shard.folder) / "ours" / "s.json").write_text(text)
+    if on_conflict == "fail":
+        with pytest.raises(MergeConflict, match="what a has is not valid JSON: line 1, column 10") as caught:
+            guard.join()
+        assert (caught.value.agent, caught.value.resources) == ("a", ("s.json",))
+        assert len(guard.status().shards) == 2  # kept, and nothing of t.json published
+        assert json.loads((tmp_path / "t.json").read_text()) == {"n": 0}
+        return
+    report = guard.join()
+    assert [(conflict.resource, conflict.path) for conflict in report.conflicts] == [("s.json", "")]
+    assert (tmp_path / "s.json").read_text() == '{"n": 0}'
+    assert json.loads((tmp_path / "t.json").read_text()) == {"n": 0, "a": 1, "b": 1}
+    (kept,) = guard.status().conflicts
+    assert '{"n": 1, "n": 2}' in {file.read_text() for file in Path(kept).rglob("s.json")}
+
+
 def resolve(conflict: object) -> object:
     return max(conflict.sides.values())  # type: ignore[attr-defined]
 

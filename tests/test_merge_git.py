@@ -148,7 +148,7 @@ def other_differences(folder: Path, seeds: range, most: int) -> list[int]:
 def test_differences_are_those_of_git(tmp_path: Path, most: int) -> None:
     """But for a few among many edits of lines that repeat, where git takes a longer one."""
     other = other_differences(tmp_path, range(1000), most)
-    assert len(other) <= 30, f"seeds {other[:5]}"
+    assert len(other) <= 50, f"seeds {other[:5]}"
 
 
 @pytest.mark.soak
@@ -158,7 +158,7 @@ def test_differences_are_those_of_git_at_length(tmp_path: Path, most: int) -> No
     other: list[int] = []
     for start in range(1000, 21_000, 1000):
         other += other_differences(tmp_path / str(start), range(start, start + 1000), most)
-    assert len(other) <= 600, f"seeds {other[:5]}"
+    assert len(other) <= 1000, f"seeds {other[:5]}"
 
 
 def long_case(dice: random.Random) -> Wild:

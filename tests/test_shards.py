@@ -17,6 +17,7 @@ import orjson
 import pytest
 
 from agentguard import Guard, Identity, MergeConflict, StaleWrite, disk, path
+from agentguard.conflicts import keep_files
 from agentguard.entries import Shard, fingerprint
 from agentguard.exceptions import AgentGuardError
 from agentguard.late import sweep, waiting
@@ -646,3 +647,13 @@ def test_fingerprints_see_either_end_and_the_length(tmp_path: Path) -> None:
         file.write_bytes(data)
         seen.add(fingerprint(file))
     assert len(seen) == 7
+
+
+def test_files_of_one_name_are_kept_beside_each_other(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    files = [tmp_path / "one" / "a.md", tmp_path / "two" / "a.md"]
+    for number, file in enumerate(files):
+        file.write_text(str(number))
+    kept = keep_files(Guard(root=tmp_path).home, files, "why")
+    assert sorted(file.read_text() for file in kept.rglob("a.md")) == ["0", "1"]
