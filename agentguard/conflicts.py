@@ -45,7 +45,8 @@ def park(
     places = "\n".join(f"  {conflict}" for conflict in conflicts)
     folders = {f"{number:03d}": label for number, label in enumerate(sides)}
     listed = "\n".join(f"  {folder}/  {label}" for folder, label in folders.items())
-    kept = _new(home, f"{resource} ({strategy}): parked; the base stays at these places:\n{places}\nSides:\n{listed}")
+    why = f"{resource} ({strategy}): parked; these places have the base, or the side that on_conflict names:"
+    kept = _new(home, f"{why}\n{places}\nSides:\n{listed}")
     for folder, label in folders.items():
         data = sides[label]
         if data is not None:

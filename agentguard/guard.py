@@ -478,12 +478,13 @@ class Guard:
                 for base in {resource.home for resource in resources} - {self.home.base}:
                     self.at_home(base).recover_pending(files)
 
-    def resolver(self, spec: str) -> Any:
-        if spec in ("fail", "park"):
+    def resolver(self, options: ResourceConfig) -> Any:
+        """The user's function that settles conflicts; None: there is none."""
+        if options.on_conflict == "fail" or options.parks:
             return None
         from .config import resolver
 
-        return resolver(spec)
+        return resolver(options.on_conflict)
 
     def version_of(self, options: ResourceConfig) -> Callable[[str], Any] | None:
         """The user's function for the version of a resource with these options."""

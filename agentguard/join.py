@@ -226,14 +226,19 @@ class _Join:
         current = _content(path)
         sides = _sides(work.fresh, dict(target.fresh) if moved else {})
         shown = f"{name} (renamed {target.resource.name})" if moved else name
-        made = Options(shown, options.paths, self.guard.resolver(options.on_conflict))
+        won: list[Conflict] = []
+        resolve = (
+            self.guard.resolver(options) if options.winner is None else functools.partial(_won, options.winner, won)
+        )
+        made = Options(shown, options.paths, resolve)
         try:
             content, conflicts, counts = fold(sides, current, functools.partial(_apply, work.strategy, made))
         except MergeConflict as error:  # a version that cannot be read in its format
-            if options.on_conflict != "park":
+            if not options.parks:
                 raise
             content, conflicts, counts = current, list(error.conflicts), {}
-        if conflicts and options.on_conflict != "park":
+        conflicts = won + conflicts
+        if conflicts and not options.parks:
             self._failed += conflicts
             return
         if conflicts:
@@ -370,6 +375,14 @@ def _concatenate(
     if total <= LARGE:
         return None
     return concatenate(present[0] if present else None, sides, staged, copies=present[1:], durable=durable)
+
+
+def _won(agent: str, won: list[Conflict], conflict: Conflict) -> object:
+    """Settles a conflict by the side of one agent, if that is among them, and keeps what was in conflict."""
+    if agent not in conflict.sides:
+        raise MergeConflict("the base stays")
+    won.append(conflict)
+    return conflict.sides[agent]
 
 
 def _apply(strategy: str, options: Options, base: bytes | None, sides: Mapping[str, bytes | None]) -> Merged:

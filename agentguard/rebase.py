@@ -46,7 +46,7 @@ def _merge(call: Call, place: Place) -> Merged:
     place.ours = ABSENT if ours is None else hash_bytes(ours)
     strategy = options.merge or default_strategy(name)
     sides = {_THEIRS: place.theirs, agent if agent != _THEIRS else f"{agent} (2)": ours}
-    made = Options(name, options.paths, call.guard.resolver(options.on_conflict))
+    made = Options(name, options.paths, call.guard.resolver(options))
     try:
         merged = merge(strategy, place.base, sides, made)
     except MergeConflict as error:  # one of them cannot be read in its format

@@ -137,6 +137,20 @@ def test_parked_conflicts_publish_what_is_clean(tmp_path: Path) -> None:
     assert len(list(Path(kept).rglob("s.json"))) == 4  # base, current, and both sides
 
 
+@pytest.mark.parametrize(("winner", "published"), [("a", 1), ("b", 2), ("nobody", 0)])
+def test_the_named_winner_is_published_and_all_sides_are_kept(tmp_path: Path, winner: str, published: int) -> None:
+    (tmp_path / "s.json").write_text('{"n": 0, "m": 0}')
+    guard = Guard(root=tmp_path, resources={"s.json": {"mode": "shard", "on_conflict": f"park:{winner}"}})
+    for agent, change in (("a", {"n": 1, "x": 1}), ("b", {"n": 2, "y": 1})):
+        with guard.agent(agent):
+            guard.update("s.json", lambda value, change=change: {**value, **change})
+    report = guard.join()
+    assert json.loads((tmp_path / "s.json").read_text()) == {"n": published, "m": 0, "x": 1, "y": 1}
+    assert [(conflict.path, dict(conflict.sides)) for conflict in report.conflicts] == [("/n", {"a": 1, "b": 2})]
+    (kept,) = guard.status().conflicts
+    assert {json.loads(file.read_text())["n"] for file in Path(kept).rglob("s.json")} == {0, 1, 2}
+
+
 @pytest.mark.parametrize("on_conflict", ["fail", "park"])
 def test_a_version_that_cannot_be_read_is_a_conflict_about_the_whole(tmp_path: Path, on_conflict: str) -> None:
     (tmp_path / "s.json").write_text('{"n": 0}')

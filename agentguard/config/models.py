@@ -40,12 +40,23 @@ class ResourceConfig(Model):
     paths: dict[str, str] = Field(
         default_factory=dict, description='a table of JSON pointers and strategies, such as { "/total" = "counter" }'
     )
-    on_conflict: str = Field("fail", description='"fail", "park" or "package.module:function"')
+    on_conflict: str = Field("fail", description='"fail", "park", "park:AGENT" or "package.module:function"')
     stale: Literal["reject", "merge", "ignore"] = Field("reject", description='"reject", "merge" or "ignore"')
     durable: bool | None = Field(None, description=FLAG)
     timeout: Seconds | None = Field(None, description=_SECONDS)
     require_read: bool | None = Field(None, description=FLAG)
     version: str | Callable[..., Any] | None = Field(None, description='"package.module:function"')
+
+    @property
+    def parks(self) -> bool:
+        """Whether conflicts are kept aside, and what is clean is published."""
+        return self.on_conflict == "park" or self.winner is not None
+
+    @property
+    def winner(self) -> str | None:
+        """The agent whose side is published where parked conflicts are; None: the base stays there."""
+        word, _, agent = self.on_conflict.partition(":")
+        return agent if word == "park" and agent else None
 
 
 _DEFAULT = ResourceConfig.model_validate({})

@@ -172,7 +172,7 @@ def _review_entry(at: tuple[str, str], entry: ResourceConfig) -> Iterator[_Mista
             yield from _attempt(place, pointer, check_path)
             yield from _attempt(place, strategy, check_path_strategy)
     given = entry.on_conflict
-    if given not in ("fail", "park") and not FUNCTION.fullmatch(given):
+    if given != "fail" and not entry.parks and not FUNCTION.fullmatch(given):
         near = nearest(given, ["fail", "park"])
         expected = ResourceConfig.model_fields["on_conflict"].description
         yield _Mistake((*at, "on_conflict"), given, f"expected {expected}, not {show(given)}{_hint(near)}", near)
