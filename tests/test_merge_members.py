@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agentguard.codecs.jsontext import Style
 from agentguard.codecs.values import same
 from agentguard.exceptions import MergeConflict
-from agentguard.merge import Conflict, Merged, Options, members, merge
+from agentguard.merge import Conflict, Merged, Options, members, merge, segments
 from agentguard.merge.documents import JSON, merge_document
 from agentguard.merge.members import merge_members
+from agentguard.merge.segments import Layout, Whole, cut
 
 KEYS = st.sampled_from(["a", "b", "c/d", "é", "two words", "~"])
 SCALARS = st.sampled_from([None, True, 1, 1.0, -0.0, 2**65, "", "x", "é\n"])
@@ -167,3 +169,59 @@ def test_only_big_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     big = json.dumps({f"key {n}": n for n in range(50_000)}, indent=2).encode()
     sides = {"a": big.replace(b": 7,", b": -7,"), "b": big.replace(b": 8,", b": -8,")}
     assert merge("json", big, sides).value == big.replace(b": 7,", b": -7,").replace(b": 8,", b": -8,")
+
+
+LINES = b'{\n  "a": 1,\n  "b": {"x": [1, 2]},\n  "c": "cc",\n  "d": 4\n}\n'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changes"),
+    [
+        (b"", b"", {}),
+        (b'"b": {"x": [1, 2]}', b'"b": {"x": [1]}', {"b": b'{"x": [1]}'}),
+        (b'"a": 1', b'"a": 11', {"a": b"11"}),
+        (b'"d": 4', b'"d": 44', {"d": b"44"}),
+        (b'  "a": 1,\n', b"", {"a": None}),
+        (b'  "b": {"x": [1, 2]},\n  "c": "cc",\n', b"", {"b": None, "c": None}),
+        (b',\n  "d": 4', b"", {"d": None}),
+        (b'  "a": 1', b'  "n": 0,\n  "a": 1', {"n": b"0"}),
+        (b'  "c"', b'  "n": {"c": 1},\n  "c"', {"n": b'{"c": 1}'}),
+        (b'"d": 4', b'"d": 4,\n  "n": []', {"n": b"[]"}),
+        (b'"cc"', b'"c, \\"d\\": 4"', {"c": b'"c, \\"d\\": 4"'}),
+        (b'"b": {', b'"b":  {', {}),  # another layout, and the same bytes of a value
+        (b'"a": 1,\n  "b": {"x": [1, 2]}', b'"b": {"x": [1, 2]},\n  "a": 1', {}),
+        (b'  "c": "cc",\n  "d": 4', b'  "d": 4,\n  "c": "cc"', None),  # moved further than one looks
+        (b'"d": 4', b'"d": 4,\n  "a": 1', None),  # twice
+        (b'"c": "cc"', b'"c": "cc",\n  "c": 1', None),
+        (b'"d": 4\n}', b'"d": 4}', None),
+        (b'"b": {"x": [1, 2]}', b'"b": {"x": [1, 2]', None),
+        (b'"b": {"x": [1, 2]}', b'"b": {"x": [1, 2]}}', None),
+        (b'"b": {"x": [1, 2]}', b'"b": 1}, {"x": 2', None),
+    ],
+)
+def test_what_a_version_changed_is_told_from_its_bytes(old: bytes, new: bytes, changes: dict[str, Any] | None) -> None:
+    assert old in LINES
+    _, cut_up = cut(LINES, Layout.of(Style.of(LINES), 1))
+    assert cut_up is not None
+    found = cut_up.changes(LINES.replace(old, new, 1))
+    assert (found and {key: raw and bytes(raw) for key, raw in found.items()}) == changes
+
+
+def test_a_text_of_another_layout_is_not_cut() -> None:
+    for text in (LINES.replace(b'"a": 1', b'"a":1'), LINES.replace(b"}\n", b"} \n"), b"{}", b'{"a": 1, "a": 2}'):
+        try:
+            _, cut_up = cut(text, Layout.of(Style.of(text), 1))
+        except Whole:
+            assert text == b'{"a": 1, "a": 2}'
+        else:
+            assert cut_up is None
+
+
+def test_a_difference_is_found_wherever_it_is() -> None:
+    text = bytes(range(256)) * 40
+    for length in (0, 1, 511, 512, 513, 1535, 1536, 5000, len(text) - 1, len(text)):
+        other = text[:length] + b"\n\n" + text[length:]
+        shared = length + (text[length : length + 1] == b"\n")
+        assert segments._common(text, 0, other, 0) == shared
+        assert segments._common(b"xy" + text, 2, other, 0) == shared
+    assert segments._common(text, 7, text, 7) == len(text) - 7

@@ -9,17 +9,17 @@ twice or a number beyond a float stays as it is.
 
 from __future__ import annotations
 
-import json
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain, compress
+from itertools import compress
 from typing import Any
 
-from agentguard.codecs.jsontext import Style, quotes
+from agentguard.codecs.jsontext import Style
 from agentguard.codecs.values import Problem, Refused, same
 from agentguard.merge.documents import JSON
 from agentguard.merge.rules import Rules
+from agentguard.merge.segments import Layout, Members, Segments, Whole, check_syntax, cut, members_of
 from agentguard.merge.tree import merge_values
 from agentguard.merge.values import MISSING, Merged, Options, extent
 
@@ -29,20 +29,18 @@ LARGE = 1 << 20
 _PART = 1 << 16
 """The same for an object inside."""
 
-_Members = Mapping[str, Any]  # of msgspec.Raw
-
-
-class _Whole(Exception):
-    """Only reading the whole can tell."""
-
 
 @dataclass(frozen=True)
 class _Taken:
-    """An object that was taken apart: the base's members, each version's, and for those that somebody changed their
-    values, big objects among them taken apart again."""
+    """An object that was taken apart: the base's members; what each version made of those that somebody changed, as
+    bytes (`raw`) and as values, big objects among them taken apart again."""
 
-    base: _Members
-    sides: Mapping[str, _Members]
+    data: bytes
+    style: Style
+    layout: Layout
+    base: Members
+    segments: Segments | None
+    raw: Mapping[str, Mapping[str, Any]]
     new: dict[str, dict[str, Any]]  # in the order of the agents, which decides
     old: dict[str, Any] = field(default_factory=dict)
     inner: dict[str, _Taken] = field(default_factory=dict)
@@ -59,14 +57,14 @@ def merge_members(base: bytes | None, sides: Mapping[str, bytes], options: Optio
         return None
     rules = Rules(options.paths)
     try:
-        taken = _take_apart((), base, sides, rules)
+        taken = _take_apart((), base, sides, rules, Style.of(base), 1)
         if len(sides) == 1:
             ((agent, data),) = sides.items()
             return Merged(data, (), {agent: max(1, extent(taken.old, taken.new[agent]))})
         merged = merge_values(taken.old, taken.new, options)
-        data = _put_together(taken, merged.value, Style.of(base), base)
-        _check_syntax(data)  # nothing is published that cannot be read again
-    except (_Whole, Problem, Refused, RecursionError):
+        data = _put_together(taken, merged.value)
+        check_syntax(data)  # nothing is published that cannot be read again
+    except (Whole, Problem, Refused, RecursionError):
         return None
     return Merged(data, merged.conflicts, {agent: merged.changes.get(agent, 1) for agent in sides})
 
@@ -79,41 +77,15 @@ def _is_utf8(data: bytes) -> bool:
     return True
 
 
-def _members(data: Any) -> _Members:
-    """The members of an object as the bytes that they have there."""
-    import msgspec  # here, since only big stores need it
-
-    try:
-        found: _Members = _decoder().decode(data)
-    except (msgspec.DecodeError, msgspec.ValidationError, RecursionError) as error:
-        raise _Whole from error
-    # Every member leaves its key's two quotation marks; none of a key that has one inside can be told apart.
-    if '"' in "".join(found) or quotes(bytes(data)) != quotes(msgspec.json.encode(found)):
-        raise _Whole
-    return found
-
-
-def _check_syntax(data: bytes) -> None:
-    import msgspec
-
-    try:
-        msgspec.json.decode(data, type=msgspec.Raw)
-    except msgspec.DecodeError as error:
-        raise _Whole from error
-
-
-def _decoder() -> Any:
-    import msgspec
-
-    return msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-
-def _take_apart(path: tuple[str, ...], base: Any, sides: Mapping[str, Any], rules: Rules) -> _Taken:
+def _take_apart(
+    path: tuple[str, ...], base: bytes, sides: Mapping[str, bytes], rules: Rules, style: Style, level: int
+) -> _Taken:
     if rules.of(path) != "json":
-        raise _Whole
-    taken = _Taken(
-        _members(base), {agent: _members(data) for agent, data in sides.items()}, {agent: {} for agent in sides}
-    )
+        raise Whole
+    layout = Layout.of(style, level)
+    members, segments = cut(base, layout)
+    raw = {agent: _changes(members, segments, data) for agent, data in sides.items()}
+    taken = _Taken(base, style, layout, members, segments, raw, {agent: {} for agent in sides})
     values: dict[bytes, Any] = {}
 
     def value(raw: Any) -> Any:
@@ -122,93 +94,86 @@ def _take_apart(path: tuple[str, ...], base: Any, sides: Mapping[str, Any], rule
             values[data] = JSON.value(data)
         return values[data]
 
-    for key in _changed(taken.base, taken.sides.values()):
-        old = taken.base.get(key)
-        new = {agent: side[key] for agent, side in taken.sides.items() if key in side}
-        below = _below((*path, key), old, new, rules) if len(new) == len(sides) else None
+    touched = set().union(*raw.values())
+    for key in [*compress(members, map(touched.__contains__, members)), *sorted(touched - members.keys())]:
+        old = members.get(key)
+        new = {agent: changed.get(key, old) for agent, changed in raw.items()}
+        below = _below((*path, key), old, new, rules, style, level)
         if below is not None:
-            taken.inner[key] = below
-            taken.old[key] = below.old
+            taken.inner[key], taken.old[key] = below, below.old
             for agent in sides:
                 taken.new[agent][key] = below.new[agent]
             continue
         if old is not None:
             taken.old[key] = value(old)
-        for agent, raw in new.items():
-            taken.new[agent][key] = value(raw)
+        for agent, mine in new.items():
+            if mine is not None:
+                taken.new[agent][key] = value(mine)
     return taken
 
 
-def _changed(base: _Members, sides: Iterable[_Members]) -> Iterator[str]:
-    """The keys whose bytes somebody changed, those of the base first."""
-    found: set[str] = set()
+def _changes(base: Members, segments: Segments | None, side: bytes) -> dict[str, Any]:
+    """The new bytes of the members that a version changed; None for one that it removed."""
+    found = segments.changes(side) if segments is not None else None
+    if found is not None:
+        return found
+    members = members_of(side)
     keys = list(base)
-    for side in sides:
-        if list(side) == keys:  # the usual case, at the speed of C
-            found.update(compress(keys, map(operator.ne, base.values(), side.values())))
-        else:
-            found.update(key for key, raw in side.items() if base.get(key) != raw)
-            found.update(base.keys() - side.keys())
-    yield from compress(keys, map(found.__contains__, keys))
-    yield from sorted(found - base.keys())
+    if list(members) == keys:  # the usual case, at the speed of C
+        different = compress(keys, map(operator.ne, base.values(), members.values()))
+        return {key: members[key] for key in different}
+    found = {key: raw for key, raw in members.items() if base.get(key) != raw}
+    found.update((key, None) for key in base.keys() - members.keys())
+    return found
 
 
-def _below(path: tuple[str, ...], old: Any, new: Mapping[str, Any], rules: Rules) -> _Taken | None:
-    if old is None or len(memoryview(old)) + sum(len(memoryview(raw)) for raw in new.values()) < _PART:
+def _below(
+    path: tuple[str, ...], old: Any, new: Mapping[str, Any], rules: Rules, style: Style, level: int
+) -> _Taken | None:
+    if old is None or None in new.values():
         return None
-    try:
-        return _take_apart(path, old, new, rules)
-    except _Whole:  # a list, or an object that somebody made something else of
+    sides = {agent: bytes(raw) for agent, raw in new.items()}
+    data = bytes(old)
+    if len(data) + sum(map(len, sides.values())) < _PART:
         return None
-
-
-def _put_together(taken: _Taken, value: Mapping[str, Any], style: Style, like: Any, level: int = 1) -> bytes:
-    """The text of the merged object: `value` where somebody changed something, the base's bytes everywhere else."""
-    import msgspec
-
+    own = Style.of(data)
     inside = replace(style, end=False)
-    members = dict(taken.base)
-    for key in taken.old.keys() - value.keys():
-        del members[key]
+    if own.indent is None:  # on one line in a text of many
+        inside = replace(inside, indent=None, spaced=own.spaced)
+    try:
+        return _take_apart(path, data, sides, rules, inside, level + 1)
+    except Whole:  # a list, or an object that somebody made something else of
+        return None
+
+
+def _put_together(taken: _Taken, value: Mapping[str, Any]) -> bytes:
+    """The text of the merged object: `value` where somebody changed something, the base's bytes everywhere else."""
+    pieces: dict[str, Any] = {}
     for key, item in value.items():
         if key in taken.inner:
-            own = Style.of(bytes(taken.base[key]))
-            below = replace(inside, indent=None, spaced=own.spaced) if own.indent is None else inside
-            members[key] = msgspec.Raw(_put_together(taken.inner[key], item, below, taken.base[key], level + 1))
+            piece: Any = _put_together(taken.inner[key], item)
+            if piece != taken.inner[key].data:
+                pieces[key] = piece
         elif key not in taken.old or not same(item, taken.old[key]):
-            members[key] = _piece(taken, key, item, inside, level)
-    if members == taken.base:
-        return bytes(like)
-    newline = "" if style.indent is None else style.newline
-    comma, colon = style.separators
-    between = f"{comma}{newline}{(style.indent or '') * level}"
-    body = b"".join(chain.from_iterable(zip(_heads(members, style, between, colon), members.values(), strict=True)))
-    end = (newline + (style.indent or "") * (level - 1) if members else "") + "}" + (style.newline if style.end else "")
-    return b"{" + body[len(comma) :] + end.encode()
+            pieces[key] = _piece(taken, key, item)
+    pieces.update((key, None) for key in taken.old if key not in value)
+    if not pieces:
+        return taken.data
+    segments = taken.segments
+    first = next(iter(taken.base), "")
+    if segments is not None and taken.old.keys() <= segments.at.keys() and pieces.get(first, b"") is not None:
+        return segments.with_changes(pieces, taken.layout)
+    members = {**taken.base, **pieces}
+    return taken.layout.text({key: piece for key, piece in members.items() if piece is not None})
 
 
-def _piece(taken: _Taken, key: str, item: Any, style: Style, level: int) -> Any:
+def _piece(taken: _Taken, key: str, item: Any) -> Any:
     """The text of one member: an agent's own where the value is one of theirs."""
     for agent, values in taken.new.items():
         if values.get(key, MISSING) is item:
-            return taken.sides[agent][key]
-    import msgspec
-
+            return taken.raw[agent][key]
+    style = replace(taken.style, end=False)
     data = style.write(item)
     if not same(JSON.load(data), item):
-        raise _Whole
-    indent = (style.newline + (style.indent or "") * level).encode()
-    return msgspec.Raw(data.replace(style.newline.encode(), indent) if style.indent is not None else data)
-
-
-def _heads(members: Mapping[str, Any], style: Style, between: str, colon: str) -> list[bytes]:
-    """What stands before each value: the key, between what separates it from the value before it and from its own.
-    Done for all keys at once, which is many times faster: no key has a quotation mark inside, no JSON a NUL."""
-    import orjson
-
-    if not members:
-        return []
-    keys = list(members)
-    data = json.dumps(keys, separators=(",", ":")).encode() if style.escaped else orjson.dumps(keys)
-    text = data[1:-1].replace(b'","', f'"{colon}\0{between}"'.encode())
-    return (between.encode() + text + colon.encode()).split(b"\0")
+        raise Whole
+    return data if style.indent is None else data.replace(style.newline.encode(), taken.layout.between[1:].encode())
