@@ -140,7 +140,7 @@ class Segments:
         told in this way."""
         base, starts, count = self.data, self.starts, len(self.keys)
         end = base[starts[count] :]
-        if not side.endswith(end) or len(side) <= len(end):
+        if not side.startswith(b"{") or not side.endswith(end) or len(side) <= len(end):
             return None
         found: dict[str, Any] = {}
         here = there = 0
