@@ -165,12 +165,12 @@ def seam(origin: bytes, before: bytes | None, added: bytes) -> tuple[bool, int]:
     and how many bytes at its start are too many. Looks at the last byte of the first two and at two bytes of `added`.
     """
     starts = 2 if added.startswith(b"\r\n") else 1 if added.startswith(b"\n") else 0
+    if not (origin and not origin.endswith(b"\n")):
+        starts = 0  # a blank line of its own
+    # Else a newline at the start ended the base's last line, which is ended once.
     if before is None:
         return False, 0
-    if not before.endswith(b"\n"):
-        return not starts, 0
-    # A newline at the start ended the base's last line, which has been ended already.
-    return False, starts if origin and not origin.endswith(b"\n") else 0
+    return (False, starts) if before.endswith(b"\n") else (not starts, 0)
 
 
 def binary(base: bytes | None, sides: Mapping[str, bytes], options: Options) -> Merged:
