@@ -8,6 +8,7 @@ one transaction.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import sqlite3
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from . import disk
 
-__all__ = ["content", "copy", "fingerprint", "is_database", "restore"]
+__all__ = ["check", "content", "copy", "fingerprint", "is_database", "restore"]
 
 _MAGIC = b"SQLite format 3\0"
 # In the header, what changes without a change of the content: journal mode, counters, version of the library.
@@ -27,23 +28,40 @@ _LOCKED = (5, 6)  # SQLITE_BUSY, SQLITE_LOCKED
 _BUSY = 30.0  # seconds to wait for somebody who has it open, without the guard
 
 
-def is_database(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as every database does."""
+def is_database(path: str | os.PathLike[str], *, empty: bool = False) -> bool:
+    """Whether a file begins as every database does. `empty`: one of no bytes, as of a database without a table, is one
+    too."""
     try:
         with open(path, "rb") as file:
             head = file.read(len(_MAGIC))
     except OSError:
         return False
-    return head == _MAGIC
+    return head == _MAGIC or (empty and not head)
+
+
+def _size(path: str | os.PathLike[str], suffix: str) -> int:
+    try:
+        return os.stat(f"{os.fspath(path)}{suffix}").st_size
+    except OSError:
+        return 0
 
 
 def _logged(path: str | os.PathLike[str]) -> bool:
     """Whether part of a database may be in the files beside it: a log, or the journal of a transaction that broke."""
-    for suffix in ("-wal", "-journal"):
-        with contextlib.suppress(OSError):
-            if os.stat(f"{os.fspath(path)}{suffix}").st_size:
-                return True
-    return False
+    return bool(_size(path, "-wal") or _size(path, "-journal"))
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+def _settled(path: Path, before: tuple[int, int] | None) -> bool:
+    """Whether what was read since `before` is a whole database: nobody wrote to it, and no part of it is elsewhere."""
+    return _stamp(path) == before and not _logged(path)
 
 
 def _open(path: str | os.PathLike[str], mode: str) -> sqlite3.Connection:
@@ -53,10 +71,16 @@ def _open(path: str | os.PathLike[str], mode: str) -> sqlite3.Connection:
 def content(path: Path) -> bytes | None:
     """What a reader of the file sees, as the bytes of a database in one file; of any other file, its bytes. None when
     there is none. Raises OSError."""
-    if not (_logged(path) and is_database(path)):
+    if not _logged(path):
+        before = _stamp(path)
+        data = disk.content(path)
+        if data is None or not data.startswith(_MAGIC) or _settled(path, before):
+            return data
+    elif not is_database(path):
         return disk.content(path)
     try:
-        with contextlib.closing(_open(path, "ro")) as database:
+        # The journal of a transaction that broke is rolled back by the next reader, who has to be allowed to.
+        with contextlib.closing(_open(path, "rw" if _size(path, "-journal") else "ro")) as database:
             if sys.version_info >= (3, 11):
                 return database.serialize()
             with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +95,11 @@ def content(path: Path) -> bytes | None:
 def copy(source: Path, target: Path) -> bool:
     """`disk.snapshot`, of what a reader of the file sees."""
     if not (_logged(source) and is_database(source)):
-        return disk.snapshot(source, target)
+        before = _stamp(source)
+        made = disk.snapshot(source, target)
+        if not made or not is_database(source) or _settled(source, before):
+            return made
+        os.unlink(target)
     data = content(source)
     assert data is not None
     fd = disk.create(os.fspath(target))
@@ -82,6 +110,26 @@ def copy(source: Path, target: Path) -> bool:
     finally:
         os.close(fd)
     return True
+
+
+def check(source: str, target: str) -> None:
+    """Refuse what `restore` could not do: SQLite changes no page size of a database with a log. Raises OSError."""
+    with open(source, "rb") as one, open(target, "rb") as other:
+        new, old = one.read(20), other.read(20)
+    logging = old[18:20] == b"\2\2"
+    if new.startswith(_MAGIC) and old.startswith(_MAGIC) and logging and new[16:18] != old[16:18]:
+        raise OSError(
+            errno.EINVAL,
+            f"is a database in WAL mode with another page size ({_page_size(old)}) than its new content "
+            f"({_page_size(new)}), which SQLite cannot put there. Make them equal (PRAGMA page_size, then VACUUM), or "
+            "leave WAL mode (PRAGMA journal_mode = DELETE)",
+            target,
+        )
+
+
+def _page_size(header: bytes) -> int:
+    size = int.from_bytes(header[16:18], "big")
+    return 65536 if size == 1 else size
 
 
 def restore(source: str, target: str) -> None:
@@ -100,7 +148,7 @@ def restore(source: str, target: str) -> None:
             contextlib.closing(_open(source, "ro&immutable=1")) as origin,
             contextlib.closing(_open(target, "rw")) as database,
         ):
-            database.execute("PRAGMA synchronous = FULL")
+            database.execute("PRAGMA synchronous = EXTRA")  # or its journal may come back after the source has gone
             origin.backup(database, progress=patience, sleep=0.01)
     except sqlite3.Error as error:
         raise OSError(f"the database {target} cannot be replaced: {error}") from error

@@ -546,7 +546,7 @@ def test_recovery_waits_for_another_one_of_the_same_record(root: Path, broken: J
 
 
 def test_a_recovery_that_never_ends_is_said(root: Path, broken: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentguard.commit.PATIENCE", 0.02)
+    monkeypatch.setattr("agentguard.recovery.PATIENCE", 0.02)
     (pending,) = broken.pending()
     latch = Latch.take(str(root / ".agentguard/journal"), str(root), pending.record.stem, wait=0)
     assert latch is not None
