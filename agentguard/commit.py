@@ -260,13 +260,13 @@ class _Bring:
 
 def _finish(file: str, plan: _Plan, *, durable: bool, hashed: bool = False) -> str | None:
     """Give a file the metadata of the target and flush it; its sha256 if asked for."""
+    sha256 = prepared(file, plan.target) if hashed and is_suffixed(plan.target) else None
     fd = os.open(file, disk.OPEN_TO_FLUSH | disk.NOFOLLOW | disk.FLAGS)
     try:
         if plan.status is not None:
             disk.adopt(fd, plan.target, plan.status)
-        sha256 = None
-        if hashed:
-            sha256 = prepared(file, plan.target) if is_suffixed(plan.target) else disk.digest(fd)
+        if hashed and sha256 is None:
+            sha256 = disk.digest(fd)
         if durable:
             disk.flush(fd)
     finally:

@@ -30,19 +30,50 @@ _BUSY = 30.0  # seconds to wait for somebody who has it open, without the guard
 
 def is_database(path: str | os.PathLike[str], *, empty: bool = False) -> bool:
     """Whether a file begins as every database does. `empty`: one of no bytes, as of a database without a table, is one
-    too."""
+    too. Raises OSError where the disk does not say."""
     try:
+        if not os.stat(path).st_size:
+            return empty
+        if _open_here(path):
+            return _is_database_to_sqlite(path)
         with open(path, "rb") as file:
-            head = file.read(len(_MAGIC))
-    except OSError:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except FileNotFoundError:
         return False
-    return head == _MAGIC or (empty and not head)
+
+
+def _is_database_to_sqlite(path: str | os.PathLike[str]) -> bool:
+    try:
+        with contextlib.closing(_open_to_read(path)) as database:
+            database.execute("PRAGMA schema_version")
+    except sqlite3.OperationalError as error:  # locked, say
+        raise OSError(f"{os.fspath(path)} cannot be read as a database: {error}") from error
+    except sqlite3.DatabaseError:
+        return False
+    return True
+
+
+def _open_here(path: str | os.PathLike[str]) -> bool:
+    """Whether this process may have the file open: then closing it once more would drop the locks that SQLite has on
+    it (POSIX), and only SQLite itself, which knows of them, may look inside."""
+    if not disk.POSIX:
+        return False
+    wanted = os.stat(path)
+    try:
+        descriptors = os.listdir("/dev/fd")
+    except OSError:
+        return True
+    for name in descriptors:
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if os.path.samestat(os.fstat(int(name)), wanted):
+                return True
+    return False
 
 
 def _size(path: str | os.PathLike[str], suffix: str) -> int:
     try:
         return os.stat(f"{os.fspath(path)}{suffix}").st_size
-    except OSError:
+    except FileNotFoundError:
         return 0
 
 
@@ -51,10 +82,18 @@ def _logged(path: str | os.PathLike[str]) -> bool:
     return bool(_size(path, "-wal") or _size(path, "-journal"))
 
 
+def _is_plain(path: Path) -> bool:
+    """Whether the file may be read as any other, and is the whole of what its readers see."""
+    try:
+        return not is_database(path) or not (_logged(path) or _open_here(path))
+    except FileNotFoundError:
+        return True
+
+
 def _stamp(path: Path) -> tuple[int, int] | None:
     try:
         found = os.stat(path)
-    except OSError:
+    except FileNotFoundError:
         return None
     return found.st_mtime_ns, found.st_size
 
@@ -68,19 +107,24 @@ def _open(path: str | os.PathLike[str], mode: str) -> sqlite3.Connection:
     return sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode={mode}", uri=True, timeout=_BUSY)
 
 
+def _open_to_read(path: str | os.PathLike[str]) -> sqlite3.Connection:
+    """A connection that leaves no trace: a log that is there is not written back, one that is not there does not stay.
+
+    The journal of a transaction that broke is rolled back by the next reader, who has to be allowed to."""
+    log = os.path.lexists(f"{os.fspath(path)}-wal")
+    return _open(path, "ro" if log and not _size(path, "-journal") else "rw")
+
+
 def content(path: Path) -> bytes | None:
     """What a reader of the file sees, as the bytes of a database in one file; of any other file, its bytes. None when
     there is none. Raises OSError."""
-    if not _logged(path):
+    if _is_plain(path):
         before = _stamp(path)
         data = disk.content(path)
         if data is None or not data.startswith(_MAGIC) or _settled(path, before):
             return data
-    elif not is_database(path):
-        return disk.content(path)
     try:
-        # The journal of a transaction that broke is rolled back by the next reader, who has to be allowed to.
-        with contextlib.closing(_open(path, "rw" if _size(path, "-journal") else "ro")) as database:
+        with contextlib.closing(_open_to_read(path)) as database:
             if sys.version_info >= (3, 11):
                 return database.serialize()
             with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +138,7 @@ def content(path: Path) -> bytes | None:
 
 def copy(source: Path, target: Path) -> bool:
     """`disk.snapshot`, of what a reader of the file sees."""
-    if not (_logged(source) and is_database(source)):
+    if _is_plain(source):
         before = _stamp(source)
         made = disk.snapshot(source, target)
         if not made or not is_database(source) or _settled(source, before):
@@ -114,22 +158,25 @@ def copy(source: Path, target: Path) -> bool:
 
 def check(source: str, target: str) -> None:
     """Refuse what `restore` could not do: SQLite changes no page size of a database with a log. Raises OSError."""
-    with open(source, "rb") as one, open(target, "rb") as other:
-        new, old = one.read(20), other.read(20)
-    logging = old[18:20] == b"\2\2"
-    if new.startswith(_MAGIC) and old.startswith(_MAGIC) and logging and new[16:18] != old[16:18]:
+    if not (is_database(source) and is_database(target)):
+        return
+    try:
+        with (
+            contextlib.closing(_open(source, "ro&immutable=1")) as origin,
+            contextlib.closing(_open(target, "rw")) as database,
+        ):
+            (new,), (old,) = (one.execute("PRAGMA page_size").fetchone() for one in (origin, database))
+            (mode,) = database.execute("PRAGMA journal_mode").fetchone()
+    except sqlite3.Error as error:
+        raise OSError(f"the database {target} cannot be replaced: {error}") from error
+    if mode == "wal" and new != old:
         raise OSError(
             errno.EINVAL,
-            f"is a database in WAL mode with another page size ({_page_size(old)}) than its new content "
-            f"({_page_size(new)}), which SQLite cannot put there. Make them equal (PRAGMA page_size, then VACUUM), or "
-            "leave WAL mode (PRAGMA journal_mode = DELETE)",
+            f"is a database in WAL mode with another page size ({old}) than its new content ({new}), which SQLite "
+            "cannot put there. Make them equal (PRAGMA page_size, then VACUUM), or leave WAL mode (PRAGMA "
+            "journal_mode = DELETE)",
             target,
         )
-
-
-def _page_size(header: bytes) -> int:
-    size = int.from_bytes(header[16:18], "big")
-    return 65536 if size == 1 else size
 
 
 def restore(source: str, target: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from agentguard import ConfigError, Guard, MergeConflict, disk, path
 from agentguard.commit import Delete, Journal, Replace
-from agentguard.databases import content, copy, fingerprint, restore
+from agentguard.databases import content, copy, fingerprint, is_database, restore
 from agentguard.exceptions import InDoubt
 
 
@@ -213,6 +213,62 @@ def test_what_sqlite_could_not_put_there_is_refused_before_anything_is_decided(f
     run(file, "PRAGMA journal_mode = DELETE")
     journal.commit(changes)
     assert rows(file) == []
+
+
+WRITER = """
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=0)
+database.execute("INSERT INTO t VALUES (?, 'of another process')", [int(sys.argv[2])])
+database.close()
+"""
+
+
+def written_elsewhere(file: Path, number: int) -> bool:
+    command = [sys.executable, "-c", WRITER, str(file), str(number)]
+    return subprocess.run(command, timeout=60, check=False, capture_output=True).returncode == 0
+
+
+def test_looking_into_a_database_takes_nobodys_locks_away(file: Path, tmp_path: Path) -> None:
+    """Where this very process has it open, closing another descriptor of it would (POSIX)."""
+    (tmp_path / "plain.db").write_text("no database")
+    with opened(file) as keeper, (tmp_path / "plain.db").open() as _:
+        keeper.execute("BEGIN IMMEDIATE")
+        assert is_database(file)
+        assert not is_database(tmp_path / "plain.db")
+        assert content(tmp_path / "plain.db") == b"no database"
+        assert fingerprint(file)
+        assert copy(file, tmp_path / "copy.db")
+        assert not written_elsewhere(file, 7)
+        keeper.execute("INSERT INTO t VALUES (3, 'three')")
+        keeper.execute("COMMIT")
+        assert written_elsewhere(file, 8)  # in a log: is it taken for the last one, and the log away from the keeper?
+        keeper.execute("INSERT INTO t VALUES (4, 'four')")
+    assert [number for number, _ in rows(file)] == [1, 2, 3, 4, 8]
+    assert len(rows(tmp_path / "copy.db")) == 2
+
+
+def test_a_disk_that_does_not_say_what_a_file_is_does_not_cut_off_its_readers(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database that cannot be told for one is not renamed away from those who have it open."""
+    copy(file, tmp_path / "new.db")
+    run(tmp_path / "new.db", "UPDATE t SET name = 'new' WHERE id = 1")
+    journal = Journal(tmp_path / "journal", root=tmp_path)
+    real = open
+
+    def failing(name: Any, *args: Any) -> Any:
+        if "agentguard-" in str(name) and journal.pending():
+            raise OSError(5, "Input/output error", str(name))
+        return real(name, *args)
+
+    with opened(file) as keeper:
+        assert len(keeper.execute("SELECT * FROM t").fetchall()) == 2
+        monkeypatch.setattr("builtins.open", failing)
+        with pytest.raises(InDoubt, match="Input/output error"):
+            journal.commit([Replace(file, tmp_path / "new.db")])
+        monkeypatch.undo()
+        assert [one.doubt for one in journal.recover()] == [None]
+        assert keeper.execute("SELECT name FROM t WHERE id = 1").fetchone() == ("new",)
 
 
 def test_a_copy_that_somebody_wrote_into_is_made_again(
