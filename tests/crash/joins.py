@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,17 +86,22 @@ def wrong(root: Path, runs: Sequence[str], *, database: bool) -> str | None:
     return None
 
 
-def apart(monkeypatch: pytest.MonkeyPatch, first: str) -> None:
-    """A mutant: the ledger is written before or after the content, not with it."""
+def apart(monkeypatch: pytest.MonkeyPatch, first: str, between: Callable[[], object] = lambda: None) -> None:
+    """A mutant: the ledger is written before or after the content, not with it; `between` runs between the two."""
     real = Journal.commit
 
     def commit(
         self: Journal, changes: Sequence[Replace | Delete], *, durable: bool = True, marks: Sequence[str] = ()
     ) -> None:
+        if not marks:
+            real(self, changes, durable=durable)
+            return
         if first == "ledger":
             real(self, [], marks=marks)
+            between()
         real(self, changes, durable=durable)
         if first == "content":
+            between()
             real(self, [], marks=marks)
 
     monkeypatch.setattr(Journal, "commit", commit)
