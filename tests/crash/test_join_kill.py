@@ -80,6 +80,7 @@ def test_a_join_that_is_killed_again_and_again(root: Path, pairs: int) -> None:
         shutil.rmtree(place)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("first", ["content", "ledger"])
 def test_a_ledger_apart_from_the_content_is_noticed(root: Path, first: str, monkeypatch: pytest.MonkeyPatch) -> None:
     apart(monkeypatch, first)
