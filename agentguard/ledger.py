@@ -3,6 +3,7 @@
 | coordinates | threads and processes on one machine (sqlite3's own file locks)                                       |
 | connections | one per operation, one operation at a time in a process; none is open across a fork                   |
 | durability  | an id that `add` returned for survives kill -9 and power loss                                         |
+| growth      | 34 bytes an id, for ever: a process may still hold its shard. Asking and adding go by the index        |
 
 A rollback journal instead of WAL: WAL needs shared memory, which network file systems do not give.
 """
@@ -28,14 +29,37 @@ BUSY = 30.0  # seconds for other processes' operations, which take milliseconds
 BATCH = 500  # below sqlite3's limit of variables in every build
 CODES = {5: errno.EBUSY, 6: errno.EBUSY, 8: errno.EROFS, 13: errno.ENOSPC, 14: errno.EACCES}
 
+
+class _Turns:
+    """A lock that is handed on: who releases it does not get it again before somebody who waits (a fork, say)."""
+
+    def __init__(self) -> None:
+        self._next, self._taken = threading.Lock(), threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._next:  # whoever waits for the other lock keeps this one meanwhile
+            self._taken.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._taken.release()
+
+    def stop(self) -> None:
+        self._next.acquire()
+        self._taken.acquire()
+
+    def go_on(self) -> None:
+        self._taken.release()
+        self._next.release()
+
+
 # Closing any descriptor of a database drops the locks that other connections of the same process have on it (POSIX),
 # and a fork in the middle of an operation would hand the child sqlite3's memory of locks that it does not have.
-_one_at_a_time = threading.Lock()
+_one_at_a_time = _Turns()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=_one_at_a_time.acquire,
-        after_in_parent=_one_at_a_time.release,
-        after_in_child=_one_at_a_time.release,
+        before=_one_at_a_time.stop,
+        after_in_parent=_one_at_a_time.go_on,
+        after_in_child=_one_at_a_time.go_on,
     )
 
 

@@ -317,6 +317,39 @@ def test_commit_keeps_metadata_links_and_the_mode_of_what_is_new(root: Path, jou
 
 @posix
 @pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("crossing", [False, True])
+def test_commit_keeps_owner_and_attributes(
+    root: Path, journal: Journal, count: int, crossing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a rename and by a copy, with a record and without."""
+    names = ["a", "b"][:count]
+    sources = [staged(root, name, "after") for name in names]
+    before: dict[str, tuple[int, int, int]] = {}
+    for name, source in zip(names, sources, strict=True):
+        file = root / name
+        file.write_text("before")
+        file.chmod(0o640)
+        if os.geteuid() == 0:
+            os.chown(file, 12345, 23456)
+        try:
+            os.setxattr(file, "user.note", b"kept")
+            os.setxattr(source, "user.other", b"not the target's")
+        except (OSError, AttributeError):
+            pytest.skip("no extended attributes here")
+        before[name] = (file.stat().st_uid, file.stat().st_gid, mode(file))
+    if crossing:
+        for source in sources:
+            os.link(source, f"{source} too")  # cannot be moved
+    journal.commit([Replace(root / name, source) for name, source in zip(names, sources, strict=True)])
+    for name in names:
+        file = root / name
+        assert file.read_text() == "after"
+        assert (file.stat().st_uid, file.stat().st_gid, mode(file)) == before[name]
+        assert {key: os.getxattr(file, key) for key in os.listxattr(file)} == {"user.note": b"kept"}
+
+
+@posix
+@pytest.mark.parametrize("count", [1, 2])
 def test_a_source_on_another_file_system_is_copied(
     root: Path, journal: Journal, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -512,6 +545,86 @@ def test_content_that_nobody_can_explain_is_kept_for_a_person(root: Path, broken
     assert broken.recover() == ()
 
 
+@pytest.fixture
+def decided(root: Path, marking: Journal, monkeypatch: pytest.MonkeyPatch) -> Journal:
+    """A commit of a (new content) and b (a deletion) of which nothing was done after the decision."""
+    for name in "ab":
+        (root / name).write_text("before")
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "_apply", broken)
+        with pytest.raises(InDoubt):
+            marking.commit([Replace(root / "a", staged(root, "a", "after")), Delete(root / "b")], marks=["m"])
+    return marking
+
+
+def test_what_was_decided_is_done(root: Path, decided: Journal, marks: Marks) -> None:
+    assert [one.doubt for one in decided.recover()] == [None]
+    assert (root / "a").read_text() == "after"
+    assert not (root / "b").exists()
+    assert marks.known == {"m"}
+
+
+@pytest.mark.parametrize("what", ["a target", "a deleted file", "the prepared file", "no prepared file"])
+def test_recovery_never_guesses(root: Path, decided: Journal, marks: Marks, what: str) -> None:
+    """Nothing at all is done then, not even where it would be clear; and everything is there for a person."""
+    (prepared,) = root.glob(".agentguard-*")
+    file, text = {
+        "a target": (root / "a", "changed from outside"),
+        "a deleted file": (root / "b", "changed from outside"),
+        "the prepared file": (prepared, "damaged"),
+        "no prepared file": (prepared, "is gone"),
+    }[what]
+    if what == "no prepared file":
+        file.unlink()
+    else:
+        file.write_text("by somebody")
+        os.utime(file, ns=(2**62, 2**62))
+    there = {one: one.read_text() for one in root.rglob("*") if one.is_file() and one.suffix != ".lock"}
+    for _ in range(2):
+        (found,) = decided.recover()
+        assert found.doubt is not None
+        assert text in found.doubt
+        assert str(file) in found.doubt
+        assert {one: one.read_text() for one in root.rglob("*") if one.is_file() and one.suffix != ".lock"} == there
+    assert not marks.known
+
+
+def test_a_commit_in_doubt_is_shown_by_status_until_a_person_decides(root: Path, decided: Journal) -> None:
+    def agentguard(command: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "agentguard", command, "--root", str(root)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            env={**os.environ, "COLUMNS": "400"},
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    (root / "b").write_text("by somebody")
+    os.utime(root / "b", ns=(2**62, 2**62))
+    (pending,) = decided.pending()
+    for command in ("status", "recover", "status"):
+        code, shown = agentguard(command)
+        assert code == 2
+        assert "IN DOUBT" in shown
+        assert "changed from outside" in shown
+        assert pending.record.exists()
+        assert (root / "b").read_text() == "by somebody"
+    (root / "b").unlink()  # the person's decision: it may go
+    code, shown = agentguard("recover")
+    assert code == 0, shown
+    assert "finished" in shown
+    code, shown = agentguard("status")
+    assert code == 0
+    assert "unfinished commits: none" in shown
+    assert (root / "a").read_text() == "after"
+
+
 def test_a_damaged_record_is_said_and_kept(root: Path, broken: Journal) -> None:
     (pending,) = broken.pending()
     data = pending.record.read_bytes()
@@ -546,7 +659,7 @@ def test_recovery_waits_for_another_one_of_the_same_record(root: Path, broken: J
 
 
 def test_a_recovery_that_never_ends_is_said(root: Path, broken: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agentguard.commit.PATIENCE", 0.02)
+    monkeypatch.setattr("agentguard.recovery.PATIENCE", 0.02)
     (pending,) = broken.pending()
     latch = Latch.take(str(root / ".agentguard/journal"), str(root), pending.record.stem, wait=0)
     assert latch is not None

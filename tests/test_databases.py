@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from agentguard import ConfigError, Guard, MergeConflict, path
-from agentguard.commit import Journal, Replace
-from agentguard.databases import content, copy, fingerprint, restore
+from agentguard import ConfigError, Guard, MergeConflict, disk, path
+from agentguard.commit import Delete, Journal, Replace
+from agentguard.databases import content, copy, fingerprint, is_database, restore
 from agentguard.exceptions import InDoubt
 
 
@@ -120,6 +120,173 @@ def test_a_commit_that_was_killed_is_finished_with_its_other_files(file: Path, t
     assert recovered.doubt is None
     assert rows(file)[0] == (1, "new")
     assert (tmp_path / "a.txt").read_text() == "new"
+
+
+BROKEN = """
+import os, signal, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("PRAGMA cache_size = 2")
+database.execute("BEGIN")
+database.execute("UPDATE t SET name = name || ?", ["x" * 9000])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_transaction_that_was_killed_is_rolled_back_by_whoever_reads(file: Path, tmp_path: Path) -> None:
+    run(file, "WITH RECURSIVE n(i) AS (SELECT 3 UNION ALL SELECT i + 1 FROM n WHERE i < 200) "
+        "INSERT INTO t SELECT i, 'more' FROM n")  # fmt: skip
+    before = fingerprint(file)
+    assert subprocess.run([sys.executable, "-c", BROKEN, str(file)], timeout=60, check=False).returncode == -9
+    assert any((tmp_path / f"x.db-{suffix}").exists() for suffix in ("journal", "wal"))
+    assert fingerprint(file) == before
+    assert copy(file, tmp_path / "copy.db")
+    assert len(rows(tmp_path / "copy.db")) == 200
+
+
+def test_what_somebody_commits_after_the_decision_is_never_overwritten(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a log too, which leaves the main file as it was."""
+    copy(file, tmp_path / "new.db")
+    run(tmp_path / "new.db", "DELETE FROM t")
+    journal = Journal(tmp_path / "journal", root=tmp_path)
+    with opened(file) as keeper:
+        keeper.execute("INSERT INTO t VALUES (3, 'three')")
+
+        def interrupted(source: str, target: str) -> None:
+            raise OSError("the disk is gone")
+
+        monkeypatch.setattr("agentguard.databases.restore", interrupted)
+        with pytest.raises(InDoubt, match="the disk is gone"):
+            journal.commit([Replace(file, tmp_path / "new.db")])
+        monkeypatch.undo()
+        keeper.execute("INSERT INTO t VALUES (4, 'somebody')")
+        (kept,) = journal.recover()
+        assert kept.doubt is not None
+        assert "changed from outside" in kept.doubt
+        assert keeper.execute("SELECT count(*) FROM t").fetchone() == (4,)
+    assert journal.pending()
+
+
+@pytest.mark.parametrize("gone", ["by a commit", "by hand"])
+def test_nothing_of_an_older_database_gets_into_a_new_one(file: Path, tmp_path: Path, gone: str) -> None:
+    """What SQLite left beside a database that was deleted is not the next one's log."""
+    journal = Journal(tmp_path / "journal", root=tmp_path)
+    (tmp_path / "new.db").write_bytes(content(file) or b"")
+    run(tmp_path / "new.db", "PRAGMA journal_mode = DELETE", "UPDATE t SET name = 'new' WHERE id = 1")
+    run(file, "PRAGMA journal_mode = WAL")
+    with opened(file) as keeper:
+        keeper.execute("INSERT INTO t VALUES (3, 'of the older one')")
+        if gone == "by hand":
+            file.unlink()
+        else:
+            journal.commit([Delete(file)])
+            assert not list(tmp_path.glob("x.db*"))
+        journal.commit([Replace(file, tmp_path / "new.db")])
+        assert rows(file) == [(1, "new"), (2, "two")]
+
+
+def test_a_database_without_a_table_is_kept_open_too(tmp_path: Path) -> None:
+    file, new = tmp_path / "x.db", tmp_path / "new.db"
+    run(new, "CREATE TABLE t (id INTEGER PRIMARY KEY, name)")
+    file.touch()
+    with opened(file) as keeper:
+        assert keeper.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+        Journal(tmp_path / "journal", root=tmp_path).commit([Replace(file, new)])
+        keeper.execute("INSERT INTO t VALUES (1, 'of the keeper')")
+    assert rows(file) == [(1, "of the keeper")]
+
+
+def test_what_sqlite_could_not_put_there_is_refused_before_anything_is_decided(file: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new.db"
+    run(new, "PRAGMA page_size = 1024", "CREATE TABLE t (id INTEGER PRIMARY KEY, name)")
+    (tmp_path / "a.txt").write_text("new")
+    journal = Journal(tmp_path / "journal", root=tmp_path)
+    run(file, "PRAGMA journal_mode = WAL")
+    changes = [Replace(tmp_path / "b.txt", tmp_path / "a.txt"), Replace(file, new)]
+    with pytest.raises(OSError, match=r"page size \(4096\).*\(1024\).*nothing was written: b.txt, x.db are") as caught:
+        journal.commit(changes)
+    assert not isinstance(caught.value, InDoubt)
+    assert journal.pending() == ()
+    assert len(rows(file)) == 2
+    assert (tmp_path / "a.txt").exists()
+    run(file, "PRAGMA journal_mode = DELETE")
+    journal.commit(changes)
+    assert rows(file) == []
+
+
+WRITER = """
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=0)
+database.execute("INSERT INTO t VALUES (?, 'of another process')", [int(sys.argv[2])])
+database.close()
+"""
+
+
+def written_elsewhere(file: Path, number: int) -> bool:
+    command = [sys.executable, "-c", WRITER, str(file), str(number)]
+    return subprocess.run(command, timeout=60, check=False, capture_output=True).returncode == 0
+
+
+def test_looking_into_a_database_takes_nobodys_locks_away(file: Path, tmp_path: Path) -> None:
+    """Where this very process has it open, closing another descriptor of it would (POSIX)."""
+    (tmp_path / "plain.db").write_text("no database")
+    with opened(file) as keeper, (tmp_path / "plain.db").open() as _:
+        keeper.execute("BEGIN IMMEDIATE")
+        assert is_database(file)
+        assert not is_database(tmp_path / "plain.db")
+        assert content(tmp_path / "plain.db") == b"no database"
+        assert fingerprint(file)
+        assert copy(file, tmp_path / "copy.db")
+        assert not written_elsewhere(file, 7)
+        keeper.execute("INSERT INTO t VALUES (3, 'three')")
+        keeper.execute("COMMIT")
+        assert written_elsewhere(file, 8)  # in a log: is it taken for the last one, and the log away from the keeper?
+        keeper.execute("INSERT INTO t VALUES (4, 'four')")
+    assert [number for number, _ in rows(file)] == [1, 2, 3, 4, 8]
+    assert len(rows(tmp_path / "copy.db")) == 2
+
+
+def test_a_disk_that_does_not_say_what_a_file_is_does_not_cut_off_its_readers(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database that cannot be told for one is not renamed away from those who have it open."""
+    copy(file, tmp_path / "new.db")
+    run(tmp_path / "new.db", "UPDATE t SET name = 'new' WHERE id = 1")
+    journal = Journal(tmp_path / "journal", root=tmp_path)
+    real = open
+
+    def failing(name: Any, *args: Any) -> Any:
+        if "agentguard-" in str(name) and journal.pending():
+            raise OSError(5, "Input/output error", str(name))
+        return real(name, *args)
+
+    with opened(file) as keeper:
+        assert len(keeper.execute("SELECT * FROM t").fetchall()) == 2
+        monkeypatch.setattr("builtins.open", failing)
+        with pytest.raises(InDoubt, match="Input/output error"):
+            journal.commit([Replace(file, tmp_path / "new.db")])
+        monkeypatch.undo()
+        assert [one.doubt for one in journal.recover()] == [None]
+        assert keeper.execute("SELECT name FROM t WHERE id = 1").fetchone() == ("new",)
+
+
+def test_a_copy_that_somebody_wrote_into_is_made_again(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole transaction between the first byte that is read and the last one."""
+    run(file, "PRAGMA journal_mode = DELETE")
+    real = disk.content
+
+    def torn(path: Path) -> bytes | None:
+        data = real(path)
+        run(file, "UPDATE t SET name = name || ' changed'")
+        return data[:4096] + bytes(len(data) - 4096) if data is not None else None
+
+    monkeypatch.setattr(disk, "content", torn)
+    read = content(file)
+    monkeypatch.undo()
+    assert read == content(file)
 
 
 def test_shards_of_a_database_are_isolated_and_joined_by_rows(file: Path) -> None:

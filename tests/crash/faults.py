@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import traceback
 import warnings
 from collections.abc import Callable
 from types import TracebackType
@@ -67,9 +68,15 @@ def killed_at(at: int, work: Callable[[], object]) -> bool:
         warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads: the child only makes files
         child = os.fork()
     if child == 0:
+        code = 1
         try:
             with Faults(CHANGING, at, lambda name: os.kill(os.getpid(), signal.SIGKILL)):
                 work()
+            code = 0
+        except BaseException:  # noqa: BLE001
+            traceback.print_exc()
         finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+            os._exit(code)
+    status = os.waitpid(child, 0)[1]
+    assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0, "the child failed; its error is in stderr"
+    return os.WIFSIGNALED(status)

@@ -13,7 +13,7 @@ from agentguard import disk
 from agentguard.commit import Journal, Replace, atomic_write
 
 from .model import Image, Recorder, images, lay
-from .scenario import MARKS, NEW, Scene
+from .scenario import MARKS, NEW, OLD, Scene
 
 
 def marker(root: Path) -> Callable[[Sequence[str]], None]:
@@ -133,12 +133,11 @@ def test_the_model_notices_a_record_that_is_removed_too_early(root: Path, monkey
     assert counted["mixed"], counted
 
 
-@pytest.mark.parametrize("how", ["atomic_write", "commit"])
-def test_one_file_survives_power_loss_at_every_point(root: Path, how: str) -> None:
+def one_file(root: Path, how: str) -> tuple[set[bytes | None], set[bytes | None]]:
+    """What may be in one file after a power loss: anywhere, and after the commit had returned."""
     scene = Scene(root).lay()
-    before, new = scene.contents()["a.json"], NEW["a.json"]
+    new, target = NEW["a.json"], root / "a.json"
     assert new is not None
-    target = root / "a.json"
     with Recorder(root) as recorder:
         if how == "atomic_write":
             atomic_write(target, new)
@@ -146,8 +145,27 @@ def test_one_file_survives_power_loss_at_every_point(root: Path, how: str) -> No
             scene.write_sources()
             scene.journal.commit([Replace(target, scene.source("a.json"))])
     found = [(done, image.get("a.json")) for done, image in images(recorder.start, recorder.operations)]
-    assert {content for _, content in found} == {before, new}
-    assert {content for done, content in found if done == len(recorder.operations)} == {new}
+    after = {content for done, content in found if done == len(recorder.operations)}
+    return {content for _, content in found}, after
+
+
+@pytest.mark.parametrize("how", ["atomic_write", "commit"])
+def test_one_file_survives_power_loss_at_every_point(root: Path, how: str) -> None:
+    anywhere, after = one_file(root, how)
+    assert anywhere == {OLD["a.json"], NEW["a.json"]}
+    assert after == {NEW["a.json"]}
+
+
+@pytest.mark.parametrize("how", ["atomic_write", "commit"])
+@pytest.mark.parametrize("mutant", ["flush", "flush_folder"])
+def test_the_model_notices_what_is_not_flushed_of_one_file(
+    root: Path, how: str, mutant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, mutant, lambda fd: None)
+    anywhere, after = one_file(root, how)
+    if mutant == "flush":
+        assert anywhere - {OLD["a.json"], NEW["a.json"]}
+    assert after != {NEW["a.json"]}
 
 
 @pytest.mark.soak
