@@ -203,9 +203,13 @@ def home_at(folder: Path) -> Home:
         _give_back()
         base = home_of(folder)
         home = _homes.get(str(base))
-        if home is None or not home.folder.is_dir():
+        new = home is None or not home.folder.is_dir()
+        if home is None or new:
             home = _homes[str(base)] = Home(base)
             home.sweep()
+    if new:
+        with contextlib.suppress(OSError):  # what it meets again, the next call on these files will say
+            home.journal.recover()  # what a killed process left; it waits for nobody
     return home
 
 

@@ -78,16 +78,18 @@ def _signatures(path: Path, log: str | None) -> tuple[Signature | None, Signatur
 
 
 def _hash_file(path: Path, *, sqlite: bool) -> str:
+    if sqlite:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise IsADirectoryError(f"{path} is not a regular file")
+        from .databases import fingerprint  # it imports sqlite3
+
+        found = fingerprint(path, "blake2b")  # not opened here: to close it again would drop SQLite's locks
+        if found is None:
+            raise FileNotFoundError(path)
+        return found
     with open(path, "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise IsADirectoryError(f"{path} is not a regular file")
-        if sqlite:
-            from .databases import fingerprint  # it imports sqlite3
-
-            found = fingerprint(path, "blake2b")
-            if found is None:
-                raise FileNotFoundError(path)
-            return found
         digest = hashlib.blake2b(digest_size=16)
         while chunk := file.read(1 << 20):
             digest.update(chunk)

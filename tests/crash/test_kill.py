@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from agentguard.commit import Journal, Replace, atomic_write
+from agentguard.home import Home, home_at
 
 from .faults import killed_at
 from .scenario import MARKS, NEW, OLD, Scene
@@ -170,3 +171,30 @@ def test_a_fork_does_not_keep_its_dead_parents_commit_alive(root: Path) -> None:
         assert scene.ledger.contains(["shard-1"]) == {"shard-1"}
     finally:
         os.close(write)
+
+
+def test_the_next_start_finishes_or_takes_back_what_a_kill_left(root: Path) -> None:
+    seen: Counter[str] = Counter()
+    for at in range(1, 500):
+        place = root / str(at)
+        place.mkdir()
+        (place / ".agentguard").mkdir(mode=0o700)
+        (place / "a.json").write_text("1")
+
+        def commit(place: Path = place) -> None:
+            home = Home(place)
+            stage = home.stage_folder()
+            changes = []
+            for name in ("a.json", "b.json"):
+                (stage / name).write_text("2")
+                changes.append(Replace(place / name, stage / name))
+            home.journal.commit(changes)
+
+        killed = killed_at(at, commit)
+        home_at(place)
+        content = {file.name: file.read_text() for file in place.iterdir() if file.is_file()}
+        assert content in ({"a.json": "1"}, {"a.json": "2", "b.json": "2"}), at  # nothing half, and no temporary file
+        seen["new" if "b.json" in content else "old"] += 1
+        if not killed:
+            break
+    assert min(seen["old"], seen["new"]) > 5
